@@ -43,6 +43,7 @@ const (
 	KindRange
 	KindPartial
 	KindLoop
+	KindNoData
 	kindCount
 )
 
@@ -86,6 +87,7 @@ var kinds = [kindCount]KindInfo{
 	KindRange:        {"range", syscall.ERANGE, http.StatusBadRequest, 1},
 	KindPartial:      {"partial", syscall.EIO, http.StatusAccepted, 3},
 	KindLoop:         {"loop", syscall.ELOOP, http.StatusBadRequest, 1},
+	KindNoData:       {"no-data", syscall.ENXIO, http.StatusRequestedRangeNotSatisfiable, 1},
 }
 
 // Info returns the Kind's row of the table.
