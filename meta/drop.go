@@ -15,13 +15,13 @@ const dropBatch = 1000
 // touched. freed is told of every inode whose local bytes may go. It may be
 // repeated after a crash: the folder record goes last.
 func (db *DB) DropTree(root vfolder.Ino, freed func(*Inode)) error {
-	var name, prefix string
+	var name, prefix, id string
 	err := db.Update(func(tx *Tx) error {
 		f, err := tx.Folder(root)
 		if err != nil {
 			return err
 		}
-		name, prefix = f.Record.Name, f.Record.Prefix
+		name, prefix, id = f.Record.Name, f.Record.Prefix, f.Record.ID
 		f.Record.State = vfolder.FolderTrash
 		if err := tx.PutFolder(f); err != nil {
 			return err
@@ -50,7 +50,7 @@ func (db *DB) DropTree(root vfolder.Ino, freed func(*Inode)) error {
 	if err := db.dropDir(root, freed); err != nil {
 		return err
 	}
-	for _, under := range []string{prefix, vfolder.ReservedPrefix + trimSlash(prefix) + "/"} {
+	for _, under := range []string{prefix, vfolder.ReservedPrefix + id + "/"} {
 		if err := db.dropPrefixes(under); err != nil {
 			return err
 		}
@@ -66,13 +66,6 @@ func (db *DB) DropTree(root vfolder.Ino, freed func(*Inode)) error {
 		}
 		return tx.DropFolder(root)
 	})
-}
-
-func trimSlash(s string) string {
-	if n := len(s); n > 0 && s[n-1] == '/' {
-		return s[:n-1]
-	}
-	return s
 }
 
 // dropDir deletes what lies below a directory, deepest first.
