@@ -110,4 +110,7 @@ type Capabilities struct {
 	UTF8Keys   bool
 	// FileBesideDir: the keys "a" and "a/b" can exist together and both list.
 	FileBesideDir bool
+	// ListEncoding: listings honour encoding-type=url. Some servers claim to and
+	// send keys as they are, which makes '+' and '%' come back as other bytes.
+	ListEncoding bool
 }
