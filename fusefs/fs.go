@@ -24,7 +24,8 @@ type Attr struct {
 
 // Request identifies one request and its caller. Unique is the kernel's id
 // without the resend bit; Resent says that an earlier worker may have carried
-// it out already, in which case FS answers from its record of replies.
+// it out already, in which case FS answers from its record of replies. A Request
+// is reused: it must not be kept after the handler returns.
 type Request struct {
 	context.Context
 	Unique   uint64
@@ -83,6 +84,7 @@ type FS interface {
 	ReadLink(req *Request, ino vfolder.Ino) (string, error)
 
 	// Mknod makes any non-directory by mode's type; Create additionally opens.
+	// Modes of new inodes have their type and are already reduced by umask.
 	Mknod(req *Request, parent vfolder.Ino, name string, mode, umask, rdev uint32) (Attr, error)
 	Mkdir(req *Request, parent vfolder.Ino, name string, mode, umask uint32) (Attr, error)
 	Symlink(req *Request, parent vfolder.Ino, name, target string) (Attr, error)
@@ -124,7 +126,9 @@ type FS interface {
 	RemoveXattr(req *Request, ino vfolder.Ino, name string) error
 
 	StatFS(req *Request, ino vfolder.Ino) (Statfs, error)
-	// Forget says that the kernel dropped an inode. It must not wait.
+	// Forget says that the kernel holds an inode no longer: one without a name
+	// is gone for good. It may come twice, or for an unknown inode, and must not
+	// wait.
 	Forget(ino vfolder.Ino)
 	// Orphans lists nameless inodes that a former worker's kernel references
 	// may keep: a new Server probes each and calls Forget for those gone.
