@@ -7,7 +7,6 @@ import (
 	"context"
 
 	"github.com/vfolder/vfolder"
-	"github.com/vfolder/vfolder/meta"
 )
 
 // Remote is what vfs needs of the bucket; the reconciler implements it. Calls
