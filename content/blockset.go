@@ -83,18 +83,11 @@ func (s *blockSet) add(from, to int64) {
 	}
 }
 
-// remove takes blocks [from,to) out of the set. It costs no more than the
-// set's own size, however long the range.
+// remove takes blocks [from,to) out of the set.
 func (s *blockSet) remove(from, to int64) {
-	if from >= to {
-		return
-	}
-	for key, c := range s.chunks {
-		base := key * chunkBlocks
+	for _, key := range s.keys(from, to) {
+		c, base := s.chunks[key], key*chunkBlocks
 		lo, hi := max(from-base, 0), min(to-base, chunkBlocks)
-		if lo >= hi {
-			continue
-		}
 		if hi-lo == chunkBlocks {
 			s.n -= c.count()
 			delete(s.chunks, key)

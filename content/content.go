@@ -23,7 +23,8 @@
 //
 // Everything is safe for concurrent use. One RWMutex per file orders writers
 // against readers; a call sees another call's effect wholly or not at all.
-// Lock order: File.mu, File.openMu, fdCache.mu; Store.mu is a leaf of its own.
+// Lock order: File.syncMu or File.mu, File.openMu, fdCache.mu, shard.mu.
+// Store.mu is taken last and alone.
 package content
 
 import (

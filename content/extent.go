@@ -52,6 +52,7 @@ func (f *File) zero(op string, off, n int64, grow bool, mode uint32) error {
 		err = fallocate(fd, mode, off, n)
 	}
 	if err != nil {
+		f.unallocate(fd, off, end)
 		f.recharge(fd)
 		return f.fail(op, err)
 	}
@@ -65,6 +66,16 @@ func (f *File) zero(op string, off, n int64, grow bool, mode uint32) error {
 	}
 	f.recharge(fd)
 	return nil
+}
+
+// unallocate makes unknown blocks of [off,end) holes again: file systems may
+// turn space that is reserved next to data into zeros.
+func (f *File) unallocate(fd int, off, end int64) {
+	for a, b := range f.k.unknown(off, end) {
+		if err := fallocate(fd, fallocPunch, a*blockBytes, (b-a)*blockBytes); err != nil {
+			f.s.log.Error("content: a failed change could not be taken back", "file", f.id.String(), "block", a, "err", err)
+		}
+	}
 }
 
 // Allocate reserves space for what is known of [off,off+n), so that writing

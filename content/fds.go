@@ -30,6 +30,9 @@ func (c *fdCache) add(f *File) {
 		}
 		c.order.Remove(e)
 		old.cached = nil
+		if old.drift > 0 {
+			old.recharge(int(old.fd.Load()))
+		}
 		unix.Close(int(old.fd.Swap(-1)))
 		old.mu.Unlock()
 	}

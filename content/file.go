@@ -41,8 +41,8 @@ type File struct {
 	fd     atomic.Int32 // -1: closed. Changed under openMu or with mu held for writing
 	used   atomic.Bool
 	cached *list.Element // guarded by fdCache.mu
-	syncMu sync.Mutex    // held while named becomes false, so that no Sync returns early
-	named  atomic.Bool   // made by this handle and its name is not durable yet
+	syncMu sync.Mutex    // held while named becomes true, so that no Sync returns early
+	named  atomic.Bool   // the name is known to be durable
 }
 
 // ID returns the file's name.
@@ -66,7 +66,7 @@ func (f *File) Close() error {
 	if fd := f.fd.Load(); fd >= 0 && f.drift > 0 {
 		f.recharge(int(fd))
 	}
-	f.loaded = false
+	f.loaded, f.k = false, knowledge{}
 	return f.fail("close", f.closeFD())
 }
 
@@ -229,7 +229,7 @@ func (f *File) create(size int64) error {
 	}
 	f.size, f.k, f.charged, f.drift, f.loaded = size, knowledge{limit: size}, 0, 0, true
 	f.fd.Store(int32(fd))
-	f.named.Store(true)
+	f.s.changedNames(f.id)
 	f.s.charge(f.id, 0, 1)
 	f.s.fds.add(f)
 	return nil
@@ -468,7 +468,7 @@ func (f *File) Sync() error {
 	}
 	// A descriptor of its own, so that nobody waits for the disk with the lock.
 	fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	named := f.named.Load() && !f.removed
+	named := f.named.Load() || f.removed
 	f.mu.RUnlock()
 	if err != nil {
 		return f.fail("sync", err)
@@ -477,16 +477,16 @@ func (f *File) Sync() error {
 	if err := again(func() error { return unix.Fdatasync(fd) }); err != nil {
 		return f.fail("sync", err)
 	}
-	if !named {
+	if named {
 		return nil
 	}
 	f.syncMu.Lock()
 	defer f.syncMu.Unlock()
-	if !f.named.Swap(false) {
+	if f.named.Swap(true) {
 		return nil // another Sync has just done it
 	}
-	if err := f.s.syncShard(f.id); err != nil {
-		f.named.Store(true)
+	if err := f.s.syncNames(f.id); err != nil {
+		f.named.Store(false)
 		return f.fail("sync", err)
 	}
 	return nil

@@ -59,9 +59,10 @@ type Store struct {
 // shard is one subdirectory, with its share of the usage.
 type shard struct {
 	mu          sync.Mutex
-	fd          int // -1: not opened yet
-	synced      bool
-	counted     bool // bytes and files are right; before, changes are not added
+	fd          int    // -1: not opened yet
+	changes     uint64 // of names; starts at 1: an earlier process may not have synced
+	synced      uint64 // how many of changes are durable
+	counted     bool   // bytes and files are right; before, changes are not added
 	bytes, file int64
 }
 
@@ -82,7 +83,7 @@ func Open(o Options) (*Store, error) {
 		stop: make(chan struct{}), counted: make(chan struct{}),
 	}
 	for i := range s.shards {
-		s.shards[i].fd = -1
+		s.shards[i].fd, s.shards[i].changes = -1, 1
 	}
 	s.fds.max = openLimit(o.MaxOpen)
 	if err := s.prepare(o.ReserveBytes); err != nil {
@@ -237,43 +238,62 @@ func (s *Store) Remove(id ID) error {
 	f := s.table[id]
 	if f != nil {
 		f.refs++
-		delete(s.table, id)
 	}
 	s.mu.Unlock()
-	if f != nil {
-		defer f.Close()
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if _, err := f.open(); err != nil && vfolder.KindOf(err) != vfolder.KindNotFound {
-			return err
-		}
-		f.removed = true
-		s.fds.forget(f)
-	}
-	dir, err := s.shard(id, false)
-	if err == unix.ENOENT {
-		return nil
-	}
-	if err != nil {
+	if f == nil {
+		_, err := s.unlink(id)
 		return fail("remove", id.String(), err)
 	}
+	defer f.Close()
+	return fail("remove", id.String(), f.remove())
+}
+
+// remove unlinks a file with handles, which keep its descriptor.
+func (f *File) remove() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.removed {
+		return nil
+	}
+	if _, err := f.open(); err != nil {
+		if vfolder.KindOf(err) == vfolder.KindNotFound {
+			return nil
+		}
+		return err
+	}
+	charged, err := f.s.unlink(f.id)
+	if err != nil {
+		return err
+	}
+	if f.loaded {
+		f.s.charge(f.id, charged-f.charged, 0) // unlink took off what is there now
+	}
+	f.removed = true
+	f.s.fds.forget(f)
+	f.s.mu.Lock()
+	delete(f.s.table, f.id)
+	f.s.mu.Unlock()
+	return nil
+}
+
+// unlink removes a name, if it is there, and returns what was allocated.
+func (s *Store) unlink(id ID) (int64, error) {
+	dir, err := s.shard(id, false)
 	var st unix.Stat_t
-	err = unix.Fstatat(dir, id.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
+		err = unix.Fstatat(dir, id.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
 	if err == nil {
 		err = unix.Unlinkat(dir, id.String(), 0)
 	}
 	if err == unix.ENOENT {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return fail("remove", id.String(), err)
+		return 0, err
 	}
-	charged := st.Blocks * 512
-	if f != nil && f.loaded {
-		charged, f.charged = f.charged, 0
-	}
-	s.charge(id, -charged, -1)
-	return nil
+	s.charge(id, -st.Blocks*512, -1)
+	return st.Blocks * 512, nil
 }
 
 func shardOf(id ID) int { return int(id.Ino & (shardCount - 1)) }
@@ -303,27 +323,38 @@ func (s *Store) shard(id ID, create bool) (int, error) {
 	return fd, nil
 }
 
-// syncShard makes the names in an ID's directory durable.
-func (s *Store) syncShard(id ID) error {
+// changedNames notes that a name came into an ID's directory, or another file
+// under that name.
+func (s *Store) changedNames(id ID) {
+	sh := &s.shards[shardOf(id)]
+	sh.mu.Lock()
+	sh.changes++
+	sh.mu.Unlock()
+}
+
+// syncNames makes the names in an ID's directory durable, once for all of them.
+func (s *Store) syncNames(id ID) error {
 	fd, err := s.shard(id, false)
 	if err != nil {
 		return err
 	}
+	sh := &s.shards[shardOf(id)]
+	sh.mu.Lock()
+	upto, synced := sh.changes, sh.synced
+	sh.mu.Unlock()
+	if synced == upto {
+		return nil
+	}
 	if err := again(func() error { return unix.Fsync(fd) }); err != nil {
 		return err
 	}
-	sh := &s.shards[shardOf(id)]
-	sh.mu.Lock()
-	synced := sh.synced
-	sh.mu.Unlock()
-	if synced {
-		return nil
-	}
-	if err := again(func() error { return unix.Fsync(s.dirfd) }); err != nil {
-		return err
+	if synced == 0 { // the shard itself may be new
+		if err := again(func() error { return unix.Fsync(s.dirfd) }); err != nil {
+			return err
+		}
 	}
 	sh.mu.Lock()
-	sh.synced = true
+	sh.synced = max(sh.synced, upto)
 	sh.mu.Unlock()
 	return nil
 }

@@ -189,9 +189,7 @@ func (f *File) detach(fd int) error {
 	v.fd, v.k, v.detached = fd, f.k, true
 	f.fd.Store(int32(newfd))
 	f.size, f.k = 0, knowledge{}
-	if !f.removed {
-		f.named.Store(true)
-	}
+	f.named.Store(false)
 	f.recharge(newfd)
 	return nil
 }
@@ -215,6 +213,9 @@ func (f *File) replacement(fd int) (int, error) {
 			err = nil // as in SetLabel
 		}
 	}
+	if err == nil && !f.k.complete() {
+		err = f.storeLimit(newfd, 0)
+	}
 	if err == nil {
 		err = unix.Renameat(f.s.dirfd, temp, dir, f.id.String())
 	}
@@ -223,5 +224,6 @@ func (f *File) replacement(fd int) (int, error) {
 		_ = unix.Unlinkat(f.s.dirfd, temp, 0) // the next Open removes it otherwise
 		return -1, err
 	}
+	f.s.changedNames(f.id)
 	return newfd, nil
 }
