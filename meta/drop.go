@@ -98,16 +98,13 @@ func (db *DB) dropDir(dir vfolder.Ino, freed func(*Inode)) error {
 					if err := tx.DropInode(e.Ino); err != nil {
 						return err
 					}
-					if n.Link != "" {
-						if err := tx.del(nameKey(e.Ino, dir, e.Name)); err != nil {
-							return err
-						}
-					}
 				} else if vfolder.KindOf(err) != vfolder.KindStale { // a further name of a file that went before
 					return err
 				}
-				if err := tx.del(db.entryKey(dir, e.Name)); err != nil {
-					return err
+				for _, k := range [][]byte{db.entryKey(dir, e.Name), nameKey(e.Ino, dir, e.Name)} {
+					if err := tx.del(k); err != nil {
+						return err
+					}
 				}
 			}
 			return nil

@@ -344,9 +344,11 @@ func (tx *Tx) Rename(parent vfolder.Ino, name string, newParent vfolder.Ino, new
 		return nil, nil, err
 	}
 	if newParent != parent {
-		err = tx.touchDir(newDir)
+		if err := tx.touchDir(newDir); err != nil {
+			return nil, nil, err
+		}
 	}
-	return n, replaced, err
+	return n, replaced, nil
 }
 
 // replace drops the entry that a rename of n lands on.
