@@ -227,7 +227,7 @@ func (m *modelFile) freeze(t *rapid.T) {
 
 func (m *modelFile) readView(t *rapid.T) {
 	if m.view == nil {
-		t.Skip("no view")
+		return
 	}
 	off, n := m.span(modelSize)
 	m.fetch(m.view.Missing())
@@ -239,7 +239,7 @@ func (m *modelFile) readView(t *rapid.T) {
 
 func (m *modelFile) closeView(t *rapid.T) {
 	if m.view == nil {
-		t.Skip("no view")
+		return
 	}
 	m.fetch(m.view.Missing())
 	if m.view.Size() != int64(len(m.frozen)) {
@@ -284,8 +284,10 @@ func (m *modelFile) check(t *rapid.T) {
 		for i := r.Off; i < r.End(); i++ {
 			known[i] = true
 		}
-		p := make([]byte, r.Len)
-		compareAt(t, "known", m.f, m.data, p, r.Off)
+		// A range may start inside a block, whose head is remote then.
+		if from := blocksOf(r.Off) * blockBytes; from < r.End() {
+			compareAt(t, "known", m.f, m.data, make([]byte, r.End()-from), from)
+		}
 	}
 	for _, r := range m.f.Missing(0, size) {
 		for i := r.Off; i < r.End(); i++ {
