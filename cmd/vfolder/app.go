@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vfolder/vfolder"
+	"github.com/vfolder/vfolder/launcher"
+)
+
+// commands is the registration table: each file of this package that has
+// commands adds a maker to it from an init function. Help lists them in the
+// order of commandOrder.
+var commands []func() []*cli.Command
+
+// commandOrder is the order of the top-level commands in the help text; what is
+// not named follows.
+var commandOrder = []string{"folder", "ls", "cat", "cp", "session", "image", "daemon", "version"}
+
+// dialFolders connects to the daemon; the file that knows the control client
+// sets it. What it returns is closed by closeFolders.
+var dialFolders func(ctx context.Context) (launcher.Folders, error)
+
+// openFolders gives sessions the folders of the user's daemon. The error's Kind
+// is KindDaemon when no daemon answers.
+func openFolders(ctx context.Context) (launcher.Folders, error) {
+	if dialFolders == nil {
+		return nil, &vfolder.Error{
+			Op: "folders", Kind: vfolder.KindDaemon,
+			Err: errors.New("this build has no client for the daemon"),
+		}
+	}
+	return dialFolders(ctx)
+}
+
+func closeFolders(folders launcher.Folders) {
+	if c, ok := folders.(io.Closer); ok {
+		_ = c.Close()
+	}
+}
+
+// newApp puts the commands together.
+func newApp(stdout, stderr io.Writer) *cli.App {
+	app := &cli.App{
+		Name:                   "vfolder",
+		Usage:                  "persistent folders for throw-away containers",
+		Writer:                 stdout,
+		ErrWriter:              stderr,
+		HideVersion:            true,
+		EnableBashCompletion:   true,
+		UseShortOptionHandling: false,
+		// Errors are printed, and turned into exit codes, by run alone.
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError:   usageError,
+	}
+	made := map[string]*cli.Command{}
+	var names []string
+	for _, maker := range commands {
+		for _, c := range maker() {
+			made[c.Name] = c
+			names = append(names, c.Name)
+		}
+	}
+	for _, name := range append(append([]string{}, commandOrder...), names...) {
+		if c := made[name]; c != nil {
+			app.Commands = append(app.Commands, c)
+			delete(made, name)
+		}
+	}
+	app.Action = func(c *cli.Context) error {
+		if c.Args().Present() {
+			return unknownCommand(c)
+		}
+		return cli.ShowAppHelp(c)
+	}
+	finish(app.Commands)
+	return app
+}
+
+// finish gives every command what they all share.
+func finish(list []*cli.Command) {
+	for _, c := range list {
+		c.OnUsageError = usageError
+		if len(c.Subcommands) > 0 {
+			if c.Action == nil {
+				c.Action = func(c *cli.Context) error {
+					if c.Args().Present() {
+						return unknownCommand(c)
+					}
+					return cli.ShowSubcommandHelp(c)
+				}
+			}
+			finish(c.Subcommands)
+		}
+	}
+}
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	return &vfolder.Error{
+		Op: strings.TrimSpace(c.App.Name + " " + c.Command.Name), Kind: vfolder.KindInvalid, Err: err,
+		Fix: strings.TrimSpace(c.App.Name+" "+c.Command.Name) + " --help",
+	}
+}
+
+func unknownCommand(c *cli.Context) error {
+	return &vfolder.Error{
+		Op: "command", Kind: vfolder.KindInvalid, Path: c.Args().First(),
+		Err: errors.New("there is no such command"), Fix: c.App.Name + " --help",
+	}
+}
+
+// wrongUsage is the error of a command that got the wrong arguments.
+func wrongUsage(c *cli.Context, format string, args ...any) error {
+	name := c.Command.HelpName
+	return &vfolder.Error{
+		Op: name, Kind: vfolder.KindInvalid, Err: fmt.Errorf(format, args...), Fix: name + " --help",
+	}
+}
+
+func init() {
+	commands = append(commands, func() []*cli.Command {
+		return []*cli.Command{{
+			Name:  "version",
+			Usage: "print the version of this program",
+			Flags: []cli.Flag{formatFlag()},
+			Action: func(c *cli.Context) error {
+				return printVersion(c)
+			},
+		}}
+	})
+}
+
+func printVersion(c *cli.Context) error {
+	version := struct {
+		Version string `json:"version"`
+		Format  int    `json:"format"`
+		Go      string `json:"go"`
+	}{"development", vfolder.FormatVersion, ""}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		version.Go = info.GoVersion
+		if v := info.Main.Version; v != "" && v != "(devel)" {
+			version.Version = v
+		}
+	}
+	return listing{
+		head:  []string{"VERSION", "BUCKET FORMAT", "GO"},
+		rows:  [][]string{{version.Version, fmt.Sprint(version.Format), version.Go}},
+		names: []string{version.Version},
+		value: version,
+	}.print(c)
+}
+
+// isTerminal reports whether f is a terminal.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && terminalAttributes(f)
+}

@@ -1,0 +1,81 @@
+package launcher
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containers/podman/v5/pkg/bindings/containers"
+	"github.com/containers/podman/v5/pkg/copy"
+
+	"github.com/vfolder/vfolder"
+)
+
+// makeHome gives the created container the directories that its image lacks: the
+// home, and in the home those above a target, all owned by the session's user.
+// They lie in the container's own layer, so they go when it goes.
+func (l *Launcher) makeHome(ctx context.Context, s Session) error {
+	var missing []string
+	for _, dir := range homeDirs(s.Mounts) {
+		_, err := containers.Stat(l.with(ctx), s.ID, dir)
+		switch {
+		case err == nil:
+		case errors.Is(err, copy.ErrENOENT):
+			missing = append(missing, dir)
+		default:
+			return podmanError("session", s.Name, err)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	archive, err := dirArchive(missing)
+	if err != nil {
+		return err
+	}
+	put, err := containers.CopyFromArchive(l.with(ctx), s.ID, "/", archive)
+	if err == nil {
+		err = put()
+	}
+	if err != nil {
+		return podmanError("session", s.Name, err)
+	}
+	return nil
+}
+
+// homeDirs lists the directories to make sure of, parents first. Stat follows
+// from the top, so that one that exists keeps its owner and mode.
+func homeDirs(mounts []Mount) []string {
+	dirs := []string{"/home", Home}
+	for _, m := range mounts {
+		if !below(m.Target, Home) {
+			continue
+		}
+		for dir := path.Dir(m.Target); dir != Home; dir = path.Dir(dir) {
+			if !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	slices.Sort(dirs)
+	return dirs
+}
+
+func dirArchive(dirs []string) (*bytes.Buffer, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, dir := range dirs {
+		err := w.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeDir, Name: strings.TrimPrefix(dir, "/") + "/", Mode: 0o755,
+			Uid: vfolder.SessionUID, Gid: vfolder.SessionGID, Format: tar.FormatPAX,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return &buf, w.Close()
+}
