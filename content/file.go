@@ -57,6 +57,9 @@ func (f *File) Close() error {
 	if last && f.s.table[f.id] == f {
 		delete(f.s.table, f.id)
 	}
+	if last {
+		delete(f.s.gone, f)
+	}
 	f.s.mu.Unlock()
 	if !last {
 		return nil

@@ -199,7 +199,7 @@ func TestManyHandles(t *testing.T) {
 		t.Errorf("%d files", files)
 	}
 	must(t, s.Close())
-	if err := s.Remove(ID{Ino: 1001}); err != nil && !errors.Is(err, vfolder.KindStale) {
-		t.Error(err)
-	}
+	wantKind(t, s.Remove(ID{Ino: 1001}), vfolder.KindStale)
+	_, err := s.Free()
+	wantKind(t, err, vfolder.KindStale)
 }

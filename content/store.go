@@ -48,8 +48,9 @@ type Store struct {
 	fds    fdCache
 	shards [shardCount]shard
 
-	mu     sync.Mutex // guards table, File.refs and closed
+	mu     sync.Mutex // guards table, gone, File.refs and closed
 	table  map[ID]*File
+	gone   map[*File]struct{} // removed, with live handles
 	closed bool
 
 	stop    chan struct{}
@@ -59,7 +60,8 @@ type Store struct {
 // shard is one subdirectory, with its share of the usage.
 type shard struct {
 	mu          sync.Mutex
-	fd          int    // -1: not opened yet
+	fd          int // -1: not opened yet
+	shut        bool
 	changes     uint64 // of names; starts at 1: an earlier process may not have synced
 	synced      uint64 // how many of changes are durable
 	counted     bool   // bytes and files are right; before, changes are not added
@@ -79,7 +81,7 @@ func Open(o Options) (*Store, error) {
 		return nil, fail("open", o.Dir, err)
 	}
 	s := &Store{
-		dir: o.Dir, dirfd: fd, log: cmp.Or(o.Log, slog.Default()), table: make(map[ID]*File),
+		dir: o.Dir, dirfd: fd, log: cmp.Or(o.Log, slog.Default()), table: make(map[ID]*File), gone: make(map[*File]struct{}),
 		stop: make(chan struct{}), counted: make(chan struct{}),
 	}
 	for i := range s.shards {
@@ -194,6 +196,9 @@ func (s *Store) Close() error {
 	for _, f := range s.table {
 		live = append(live, f)
 	}
+	for f := range s.gone {
+		live = append(live, f)
+	}
 	s.mu.Unlock()
 	close(s.stop)
 	<-s.counted
@@ -210,6 +215,7 @@ func (s *Store) Close() error {
 			unix.Close(sh.fd)
 			sh.fd = -1
 		}
+		sh.shut = true
 		sh.mu.Unlock()
 	}
 	return fail("close", s.dir, unix.Close(s.dirfd))
@@ -272,6 +278,7 @@ func (f *File) remove() error {
 	f.s.fds.forget(f)
 	f.s.mu.Lock()
 	delete(f.s.table, f.id)
+	f.s.gone[f] = struct{}{}
 	f.s.mu.Unlock()
 	return nil
 }
@@ -307,6 +314,9 @@ func (s *Store) shard(id ID, create bool) (int, error) {
 	defer sh.mu.Unlock()
 	if sh.fd >= 0 {
 		return sh.fd, nil
+	}
+	if sh.shut {
+		return -1, vfolder.Errorf(vfolder.KindStale, "content open", s.dir, "the store is closed")
 	}
 	const hex = "0123456789abcdef"
 	name := string([]byte{hex[n>>4], hex[n&15]})

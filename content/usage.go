@@ -33,6 +33,11 @@ func (s *Store) Counted() <-chan struct{} { return s.counted }
 // Free returns the bytes that may still be written: what the file system has
 // for us, less the reserve.
 func (s *Store) Free() (avail int64, err error) {
+	s.mu.Lock() // Close must not take the descriptor away meanwhile
+	defer s.mu.Unlock()
+	if s.closed {
+		return 0, vfolder.Errorf(vfolder.KindStale, "content free", s.dir, "the store is closed")
+	}
 	avail, err = s.statfs()
 	return max(avail-s.reserve, 0), fail("free", s.dir, err)
 }
