@@ -1,4 +1,4 @@
-package objstore_test
+package storetest_test
 
 import (
 	"encoding/json"
