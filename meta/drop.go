@@ -55,7 +55,7 @@ func (db *DB) DropTree(root vfolder.Ino, freed func(*Inode)) error {
 			return err
 		}
 	}
-	for _, k := range [][]byte{key8(kHint, uint64(root), 0), key8(kGroup, uint64(root), 0)} {
+	for _, k := range [][]byte{key8(kHint, uint64(root), 0), key8(kGroup, uint64(root), 0), key8(kIntent, uint64(root), 0)} {
 		if err := db.dropRange(k); err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@
 //	g folder8 linkid          inode of a hard link group
 //	h folder8 key             attributes known from segments of another index
 //	q folder8 seq8            queue of work items
+//	w folder8 id8 name        row with a write whose outcome is not known
 //	d slot2                   reply record (unique8, ino8), a ring
 //	x key                     one-off values (host id, format, counters' limit)
 //
@@ -48,6 +49,7 @@ const (
 	kGroup    = 'g'
 	kHint     = 'h'
 	kItem     = 'q'
+	kIntent   = 'w'
 	kReply    = 'd'
 	kValue    = 'x'
 )
@@ -114,6 +116,11 @@ func hintKey(folder vfolder.Ino, key string) []byte {
 
 func itemKey(folder vfolder.Ino, seq uint64) []byte {
 	return binary.BigEndian.AppendUint64(key8(kItem, uint64(folder), 8), seq)
+}
+
+func intentKey(folder vfolder.Ino, k RowKey) []byte {
+	b := binary.BigEndian.AppendUint64(key8(kIntent, uint64(folder), 8+len(k.Name)), k.Dir)
+	return append(b, k.Name...)
 }
 
 // replySlots bounds the reply record: the kernel counts uniques by twos, so a

@@ -472,6 +472,58 @@ func (tx *Tx) queueTree(n *Inode) error {
 	return err
 }
 
+// QueueTree queues the walk below directory n for a reason outside the index:
+// what lies below it is not where its names say.
+func (tx *Tx) QueueTree(n *Inode) error { return tx.queueTree(n) }
+
+// BeginWrite notes in the row at k, made Absent when there is none, that a
+// write with vfolder-id vid is about to be sent. It is to be committed before
+// the request.
+func (tx *Tx) BeginWrite(folder vfolder.Ino, k RowKey, vid string) error {
+	o, err := tx.Row(k)
+	if err != nil {
+		return err
+	}
+	if o == nil {
+		o = &Row{Absent: true}
+	}
+	o.Pending = vid
+	if err := tx.put(intentKey(folder, k), nil); err != nil {
+		return err
+	}
+	return tx.PutRow(k, o)
+}
+
+// EndWrite clears the note of BeginWrite: the outcome is known. A row that was
+// only made for the note goes with it.
+func (tx *Tx) EndWrite(folder vfolder.Ino, k RowKey) error {
+	if err := tx.del(intentKey(folder, k)); err != nil {
+		return err
+	}
+	o, err := tx.Row(k)
+	if err != nil || o == nil {
+		return err
+	}
+	if o.Absent {
+		return tx.DropRow(folder, k)
+	}
+	if o.Pending == "" {
+		return nil
+	}
+	o.Pending = ""
+	return tx.PutRow(k, o)
+}
+
+// Writes lists the rows that carry the note of BeginWrite.
+func (tx *Tx) Writes(folder vfolder.Ino) ([]RowKey, error) {
+	var out []RowKey
+	err := tx.scan(key8(kIntent, uint64(folder), 0), nil, false, func(k, _ []byte) (bool, error) {
+		out = append(out, RowKey{binary.BigEndian.Uint64(k[9:]), string(k[17:])})
+		return true, nil
+	})
+	return out, err
+}
+
 // Item reads a work item; ok is false when it is done or was replaced.
 func (tx *Tx) Item(folder vfolder.Ino, seq uint64) (it Item, ok bool, err error) {
 	key := itemKey(folder, seq)
