@@ -38,8 +38,8 @@ const (
 )
 
 // Config of the embedded server. Dir holds it all: Dir/data the buckets (one
-// directory each), Dir/lock and Dir/running the state of the process. The
-// file system must keep user extended attributes.
+// directory each), Dir/lock keeps a second server off. The file system must
+// keep user extended attributes.
 type Config struct {
 	Dir string
 	// Addr is "host:port" on loopback with a port that is not 0: the server
@@ -83,16 +83,19 @@ func Serve(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer lock.Close()
-	run, err := beginRun(dir, data)
-	if err != nil {
-		return err
+	if err := cleanTemporary(data, time.Now()); err != nil {
+		return &vfolder.Error{Op: op, Kind: vfolder.KindOf(err), Path: data, Err: err}
 	}
 	be, err := posix.New(data, meta.XattrMeta{}, posix.PosixOpts{
 		CopyObjectThreshold: maxCopyBytes,
 		NewDirPerm:          0o700,
 		NewFilePerm:         0o600,
 		Concurrency:         maxActions,
-		ForceNoObjLockFile:  true, // Dir/lock keeps other servers off
+		// Unnamed files would be linked under a temporary name beside the object
+		// before they replace it: a kill in between would leave that name among
+		// the objects, and long names would not fit.
+		ForceNoTmpFile:     true,
+		ForceNoObjLockFile: true, // Dir/lock keeps other servers off
 	})
 	if err != nil {
 		return &vfolder.Error{
@@ -114,7 +117,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err != nil && ctx.Err() == nil {
 		return &vfolder.Error{Op: op, Kind: vfolder.KindIO, Path: cfg.Addr, Err: err}
 	}
-	return run.end()
+	return nil
 }
 
 // lockDir keeps a second server off the directory; the lock goes with the
