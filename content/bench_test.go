@@ -3,6 +3,7 @@ package content
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"testing"
 
 	"github.com/vfolder/vfolder"
@@ -50,5 +51,19 @@ func BenchmarkRandomRead4K(b *testing.B) {
 	for b.Loop() {
 		_, err := f.ReadAt(p, rng.Int64N(64<<20/blockBytes)*blockBytes)
 		must(b, err)
+	}
+}
+
+// BenchmarkRawCreateWrite4K is what the file system itself takes for
+// BenchmarkCreateWrite4K, in as many directories.
+func BenchmarkRawCreateWrite4K(b *testing.B) {
+	root := b.TempDir()
+	for i := range shardCount {
+		must(b, os.Mkdir(fmt.Sprintf("%s/%02x", root, i), 0o700))
+	}
+	p := randomBytes(1, blockBytes)
+	b.SetBytes(blockBytes)
+	for i := 0; b.Loop(); i++ {
+		must(b, os.WriteFile(fmt.Sprintf("%s/%02x/%x.0", root, i%shardCount, i), p, 0o600))
 	}
 }

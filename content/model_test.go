@@ -263,6 +263,7 @@ func (m *modelFile) restart(t *rapid.T) {
 	if rapid.Bool().Draw(t, "process") {
 		m.must(m.store.Close())
 		m.store = openStore(modelTB, Options{Dir: m.dir, MaxOpen: m.maxOpen})
+		m.store.cheapCut = 3 * blockBytes
 	} else {
 		m.must(m.f.Close())
 	}
@@ -343,6 +344,7 @@ func TestModel(t *testing.T) {
 		}
 		m := &modelFile{t: t, dir: dir, id: ID{Ino: 0x1234, Gen: 3}, maxOpen: rapid.IntRange(1, 2).Draw(t, "fds")}
 		m.store = openStore(modelTB, Options{Dir: dir, MaxOpen: m.maxOpen})
+		m.store.cheapCut = 3 * blockBytes
 		defer func() { _ = m.store.Close() }()
 		m.f = m.store.File(m.id)
 		if size := rapid.Int64Range(0, modelSize).Draw(t, "remote"); size > 0 {

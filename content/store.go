@@ -17,6 +17,7 @@ import (
 const (
 	defaultMaxOpen      = 4096
 	defaultReserveBytes = 256 << 20
+	defaultCheapCut     = 1 << 20
 	shardCount          = 256
 	tempPrefix          = "tmp-" // files in Dir itself that a rename or an unlink was to follow
 )
@@ -36,14 +37,15 @@ type Options struct {
 
 // Store is a directory of data files. Safe for concurrent use.
 type Store struct {
-	dir     string
-	dirfd   int
-	log     *slog.Logger
-	reserve int64
-	budget  atomic.Int64 // bytes that may be written before free space is looked at again
-	temps   atomic.Uint64
-	noClone atomic.Bool // FICLONERANGE was refused once
-	noXattr atomic.Bool
+	dir      string
+	dirfd    int
+	log      *slog.Logger
+	reserve  int64
+	budget   atomic.Int64 // bytes that may be written before free space is looked at again
+	temps    atomic.Uint64
+	cheapCut int64       // a truncation under a View that cuts off no more just copies it
+	noClone  atomic.Bool // FICLONERANGE was refused once
+	noXattr  atomic.Bool
 
 	fds    fdCache
 	shards [shardCount]shard
@@ -82,7 +84,8 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: o.Dir, dirfd: fd, log: cmp.Or(o.Log, slog.Default()), table: make(map[ID]*File), gone: make(map[*File]struct{}),
-		stop: make(chan struct{}), counted: make(chan struct{}),
+		cheapCut: defaultCheapCut,
+		stop:     make(chan struct{}), counted: make(chan struct{}),
 	}
 	for i := range s.shards {
 		s.shards[i].fd, s.shards[i].changes = -1, 1

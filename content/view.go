@@ -199,9 +199,15 @@ func (v *View) dataFD() (int, error) {
 	return v.f.open()
 }
 
-// holdsData says whether the View still reads from the file, so that emptying
-// it would mean copying.
-func (v *View) holdsData() bool { return v != nil && !v.detached && v.size > 0 }
+// cheaperDetached says whether to leave the data file to the View and copy what
+// stays of the file, rather than set aside what a truncation to size cuts off.
+func (v *View) cheaperDetached(size int64) bool {
+	if v == nil || v.detached {
+		return false
+	}
+	cut := min(v.size, v.f.size) - size
+	return cut > 0 && size == 0 || cut > v.f.s.cheapCut && size < cut
+}
 
 // preserve sets aside what a change of [off,end) would take from the live View.
 // It comes before the change; if it fails the View has lost nothing.
@@ -278,6 +284,11 @@ func (v *View) copyBlocks(fd int, from, to int64) error {
 	if whole := end - end%blockBytes; whole-off >= cloneMin && v.clone(fd, off, whole) {
 		off = whole
 	}
+	return copyData(fd, off, end, v.putAside)
+}
+
+// copyData hands the bytes of [off,end) to put, in pieces, without long holes.
+func copyData(fd int, off, end int64, put func(p []byte, off int64) error) error {
 	buf := copyBuffers.Get().(*[copyBytes]byte)
 	defer copyBuffers.Put(buf)
 	for off < end {
@@ -299,7 +310,7 @@ func (v *View) copyBlocks(fd int, from, to int64) error {
 		if err != nil {
 			return err
 		}
-		if err := v.putAside(p[:n], off); err != nil {
+		if err := put(p[:n], off); err != nil {
 			return err
 		}
 		off += int64(n)

@@ -154,8 +154,8 @@ func (f *File) Truncate(size int64) error {
 
 func (f *File) truncate(fd int, size int64) error {
 	if size < f.size {
-		if size == 0 && f.view.holdsData() {
-			return f.detach(fd)
+		if f.view.cheaperDetached(size) {
+			return f.detach(fd, size)
 		}
 		if err := f.preserve(fd, size, f.size); err != nil {
 			return err
@@ -178,26 +178,39 @@ func (f *File) truncate(fd int, size int64) error {
 	return nil
 }
 
-// detach empties a file under a live View at no cost: the View keeps the old
-// data file, and a new one takes over its name, label and handle.
-func (f *File) detach(fd int) error {
-	newfd, err := f.replacement(fd)
+// detach shrinks a file under a live View for the cost of the bytes that stay:
+// the View keeps the old data file, and a new one takes over its name, label
+// and handle.
+func (f *File) detach(fd int, size int64) error {
+	k := knowledge{limit: min(size, f.k.limit)}
+	for a, b := range f.k.have.runs(0, blocksOf(k.limit)) {
+		k.have.add(a, b)
+	}
+	newfd, err := f.replacement(fd, size, &k)
 	if err != nil {
 		return err
 	}
+	k.settle()
 	v := f.view
 	v.fd, v.k, v.detached = fd, f.k, true
 	f.fd.Store(int32(newfd))
-	f.size, f.k = 0, knowledge{}
+	f.size, f.k = size, k
 	f.named.Store(false)
 	f.recharge(newfd)
 	return nil
 }
 
-// replacement makes an empty data file in the place of the one at fd.
-func (f *File) replacement(fd int) (int, error) {
+// replacement makes a data file in the place of the one at fd, with the first
+// size bytes of it as far as k knows them.
+func (f *File) replacement(fd int, size int64, k *knowledge) (int, error) {
 	if f.removed {
-		return f.s.tempFile()
+		newfd, err := f.s.tempFile()
+		if err == nil {
+			if err = f.copyHead(newfd, fd, size, k); err != nil {
+				unix.Close(newfd)
+			}
+		}
+		return newfd, err
 	}
 	dir, err := f.s.shard(f.id, true)
 	if err != nil {
@@ -213,8 +226,11 @@ func (f *File) replacement(fd int) (int, error) {
 			err = nil // as in SetLabel
 		}
 	}
+	if err == nil {
+		err = f.copyHead(newfd, fd, size, k)
+	}
 	if err == nil && !f.k.complete() {
-		err = f.storeLimit(newfd, 0)
+		err = f.storeLimit(newfd, k.limit)
 	}
 	if err == nil {
 		err = unix.Renameat(f.s.dirfd, temp, dir, f.id.String())
@@ -226,4 +242,27 @@ func (f *File) replacement(fd int) (int, error) {
 	}
 	f.s.changedNames(f.id)
 	return newfd, nil
+}
+
+// copyHead copies the known blocks of the first size bytes to a new file.
+func (f *File) copyHead(newfd, fd int, size int64, k *knowledge) error {
+	if err := ftruncate(newfd, size); err != nil {
+		return err
+	}
+	put := func(p []byte, off int64) error {
+		if allZero(p) {
+			return nil
+		}
+		if err := f.s.admit(int64(len(p))); err != nil {
+			return err
+		}
+		_, err := pwriteFull(newfd, p, off)
+		return err
+	}
+	for a, b := range k.have.runs(0, blocksOf(k.limit)) {
+		if err := copyData(fd, a*blockBytes, min(b*blockBytes, size), put); err != nil {
+			return err
+		}
+	}
+	return copyData(fd, blocksOf(k.limit)*blockBytes, size, put)
 }
