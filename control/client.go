@@ -280,7 +280,7 @@ func (c *Client) stream(ctx context.Context, method, path string, q url.Values, 
 		return err
 	}
 	defer resp.Body.Close()
-	return readStream(&answerBody{resp.Body, c}, on)
+	return c.readStream(&answerBody{resp.Body, c}, on)
 }
 
 func (c *Client) send(ctx context.Context, method, path string, q url.Values, in any) (*http.Response, error) {

@@ -78,7 +78,7 @@ func (s *streamWriter) end(last event, err error) error {
 
 // readStream gives the events of a stream to on. It returns the stream's error,
 // or KindDaemon when the stream was cut off.
-func readStream(body io.Reader, on func(event) error) error {
+func (c *Client) readStream(body io.Reader, on func(event) error) error {
 	lines := bufio.NewScanner(body)
 	lines.Buffer(make([]byte, 0, 4096), maxLineBytes)
 	for lines.Scan() {
@@ -96,11 +96,10 @@ func readStream(body io.Reader, on func(event) error) error {
 			return nil
 		}
 	}
-	err := lines.Err()
-	if err == nil {
-		err = io.ErrUnexpectedEOF
+	if err := lines.Err(); err != nil {
+		return err
 	}
-	return err
+	return c.cutOff(io.ErrUnexpectedEOF)
 }
 
 // deadlineReader reads a request's body and ends when the client stalls.

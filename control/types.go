@@ -82,37 +82,46 @@ const (
 type Entry struct {
 	Name string `json:"name"`
 	// NameRaw holds the bytes of a name that is not UTF-8; Name then has
-	// replacement characters.
-	NameRaw []byte      `json:"name_raw,omitempty"`
-	Type    string      `json:"type"`
-	Mode    uint32      `json:"mode"` // permissions, with setuid, setgid and sticky bit
-	UID     uint32      `json:"uid"`  // as sessions see it
-	GID     uint32      `json:"gid"`
-	Size    int64       `json:"size"`
-	Mtime   int64       `json:"mtime"` // Unix nanoseconds
-	Target  string      `json:"target,omitempty"`
-	Ino     vfolder.Ino `json:"ino"`
+	// replacement characters. TargetRaw likewise.
+	NameRaw   []byte      `json:"name_raw,omitempty"`
+	Type      string      `json:"type"`
+	Mode      uint32      `json:"mode"` // permissions, with setuid, setgid and sticky bit
+	UID       uint32      `json:"uid"`  // as sessions see it
+	GID       uint32      `json:"gid"`
+	Size      int64       `json:"size"`
+	Mtime     int64       `json:"mtime"` // Unix nanoseconds
+	Target    string      `json:"target,omitempty"`
+	TargetRaw []byte      `json:"target_raw,omitempty"`
+	Ino       vfolder.Ino `json:"ino"`
 }
 
 // SetName stores a name whatever its bytes.
-func (e *Entry) SetName(name string) {
-	e.Name = name
-	e.NameRaw = nil
-	if !utf8.ValidString(name) {
-		e.Name = toUTF8(name)
-		e.NameRaw = []byte(name)
-	}
-}
+func (e *Entry) SetName(name string) { e.Name, e.NameRaw = carry(name) }
 
 // Bytes is the name as it is in the folder.
-func (e *Entry) Bytes() string {
-	if e.NameRaw != nil {
-		return string(e.NameRaw)
+func (e *Entry) Bytes() string { return carried(e.Name, e.NameRaw) }
+
+// SetTarget stores what a symbolic link points to, whatever its bytes.
+func (e *Entry) SetTarget(target string) { e.Target, e.TargetRaw = carry(target) }
+
+// TargetBytes is what a symbolic link points to.
+func (e *Entry) TargetBytes() string { return carried(e.Target, e.TargetRaw) }
+
+// carry splits a string into what JSON can carry and, where that is not all,
+// its bytes.
+func carry(s string) (string, []byte) {
+	if utf8.ValidString(s) {
+		return s, nil
 	}
-	return e.Name
+	return string([]rune(s)), []byte(s)
 }
 
-func toUTF8(s string) string { return string([]rune(s)) }
+func carried(s string, raw []byte) string {
+	if raw != nil {
+		return string(raw)
+	}
+	return s
+}
 
 // WriteOptions of a file that is written whole.
 type WriteOptions struct {
