@@ -7,11 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/vfolder/vfolder/config"
+	"github.com/vfolder/vfolder/control"
 )
 
 // bucket is the object store itself.
@@ -176,11 +181,17 @@ func (f *folder) access(ctx context.Context) (access, error) {
 	if err != nil {
 		return access{}, err
 	}
-	var status struct {
-		Endpoint string `json:"endpoint"`
-	}
+	var status control.DaemonStatus
 	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		return access{}, fmt.Errorf("vfolder daemon status: %w", err)
+	}
+	endpoint, err := url.Parse(status.Store.Endpoint)
+	if err != nil {
 		return access{}, err
 	}
-	return access{}, errors.New("not known yet")
+	keys, err := config.ReadCredentials(filepath.Join(f.state, "credentials.toml"))
+	if err != nil {
+		return access{}, err
+	}
+	return access{endpoint.Host, keys.AccessKey, keys.SecretKey}, nil
 }
