@@ -55,16 +55,11 @@ func (l *Launcher) BuildImage(ctx context.Context, o BuildOptions) (string, erro
 			Fix: "sudo apt-get install mmdebstrap uidmap",
 		}
 	}
-	dir, err := os.MkdirTemp("", "vfolder-image-")
+	dir, err := buildDir()
 	if err != nil {
 		return fail(err, "")
 	}
 	defer os.RemoveAll(dir)
-	// The hook and mmdebstrap's scratch space are reached with other ids of
-	// the user's, which need to pass through.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return fail(err, "")
-	}
 	setup := filepath.Join(dir, "setup.sh")
 	if err := os.WriteFile(setup, []byte(sessionSetup), 0o755); err != nil {
 		return fail(err, "")
@@ -86,6 +81,39 @@ func (l *Launcher) BuildImage(ctx context.Context, o BuildOptions) (string, erro
 	return name, nil
 }
 
+// buildDir makes a scratch directory that other ids of the user's can reach:
+// mmdebstrap works as root of a user namespace, who is none of the owners of the
+// directories above.
+func buildDir() (string, error) {
+	for _, base := range []string{os.Getenv("TMPDIR"), "/var/tmp", "/tmp"} {
+		if !filepath.IsAbs(base) || !passable(base) {
+			continue
+		}
+		dir, err := os.MkdirTemp(base, "vfolder-image-")
+		if err != nil {
+			continue
+		}
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return "", errors.Join(err, os.RemoveAll(dir))
+		}
+		return dir, nil
+	}
+	return "", errors.New("no directory for temporary files that all users can pass through: set TMPDIR")
+}
+
+// passable reports whether everyone may go through a directory and all above it.
+func passable(dir string) bool {
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil || info.Mode().Perm()&1 == 0 {
+			return false
+		}
+		if dir == "/" {
+			return true
+		}
+	}
+}
+
 // bootstrap runs mmdebstrap into a tar.
 func bootstrap(ctx context.Context, o BuildOptions, archive, setup string) error {
 	packages := append(strings.Fields(sessionPackages), o.Packages...)
@@ -102,6 +130,8 @@ func bootstrap(ctx context.Context, o BuildOptions, archive, setup string) error
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Dir(archive))
 	var last bytes.Buffer
 	out := io.Writer(&last)
 	if o.Output != nil {

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containers/podman/v5/pkg/bindings/containers"
 	"github.com/containers/podman/v5/pkg/copy"
@@ -47,8 +48,8 @@ func (l *Launcher) makeHome(ctx context.Context, s Session) error {
 	return nil
 }
 
-// homeDirs lists the directories to make sure of, parents first. Stat follows
-// from the top, so that one that exists keeps its owner and mode.
+// homeDirs lists the directories to make sure of, parents first. One
+// that exists is left out by the caller, and so keeps its owner and mode.
 func homeDirs(mounts []Mount) []string {
 	dirs := []string{"/home", Home}
 	for _, m := range mounts {
@@ -69,11 +70,11 @@ func dirArchive(dirs []string) (*bytes.Buffer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, dir := range dirs {
-		err := w.WriteHeader(&tar.Header{
-			Typeflag: tar.TypeDir, Name: strings.TrimPrefix(dir, "/") + "/", Mode: 0o755,
+		h := &tar.Header{
+			Typeflag: tar.TypeDir, Name: strings.TrimPrefix(dir, "/") + "/", Mode: 0o755, ModTime: time.Now(),
 			Uid: vfolder.SessionUID, Gid: vfolder.SessionGID, Format: tar.FormatPAX,
-		})
-		if err != nil {
+		}
+		if err := w.WriteHeader(h); err != nil {
 			return nil, err
 		}
 	}
