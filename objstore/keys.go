@@ -25,8 +25,10 @@ import (
 //	'%'        as "%25", only where what follows would else read as an escape:
 //	           "50%" and "%41" stay as they are, "%2B" becomes "%252B"
 //
-// A segment longer than 255 bytes becomes "%~" and 32 hex digits of the name's
-// SHA-256; the name itself rides in the metadata key vfolder-name.
+// A segment longer than 240 bytes becomes "%~" and 32 hex digits of the name's
+// SHA-256; the name itself rides in the metadata key vfolder-name. (Stores on a
+// file system allow 255 bytes, and some put a suffix of their own behind the
+// name of a directory.)
 //
 // Reading needs no knowledge of the store. A segment is a spelling when some
 // store's rules would write it for the name it reads as. A name has more than
@@ -35,7 +37,7 @@ import (
 // tool: a raw control byte, "%2E" where no dot needs it) stands for itself.
 
 const (
-	maxSegmentBytes = 255
+	maxSegmentBytes = 240
 	hashedPrefix    = "%~"
 	hashedDigits    = 32
 	hexDigits       = "0123456789ABCDEF"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/url"
 	"path"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
@@ -41,7 +42,9 @@ func (d *durable) CopyObject(ctx context.Context, in s3response.CopyObjectInput)
 	if in.CopySourceIfMatch != nil && !backend.AreEtagsSame(*head.ETag, *in.CopySourceIfMatch) {
 		return d.copyByLibrary(ctx, in) // which refuses, in the words of S3
 	}
-	get, err := d.GetObject(ctx, &s3.GetObjectInput{Bucket: &srcBucket, Key: &src, IfMatch: head.ETag})
+	// Conditions are compared without the quotes that an answer has.
+	etag := strings.Trim(*head.ETag, `"`)
+	get, err := d.GetObject(ctx, &s3.GetObjectInput{Bucket: &srcBucket, Key: &src, IfMatch: &etag})
 	if err != nil {
 		return s3response.CopyObjectOutput{}, err
 	}
@@ -66,7 +69,7 @@ func (d *durable) CopyObject(ctx context.Context, in s3response.CopyObjectInput)
 	}
 	if self {
 		// What was read must be what is replaced.
-		put.IfMatch = head.ETag
+		put.IfMatch = &etag
 	}
 	out, err := d.PutObject(ctx, put)
 	if err != nil {
