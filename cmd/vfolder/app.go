@@ -1,17 +1,18 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/vfolder/vfolder"
+	"github.com/vfolder/vfolder/control"
 	"github.com/vfolder/vfolder/launcher"
 )
 
@@ -24,26 +25,29 @@ var commands []func() []*cli.Command
 // not named follows.
 var commandOrder = []string{"folder", "ls", "cat", "cp", "session", "image", "daemon", "version"}
 
-// dialFolders connects to the daemon; the file that knows the control client
-// sets it. What it returns is closed by closeFolders.
-var dialFolders func(ctx context.Context) (launcher.Folders, error)
-
-// openFolders gives sessions the folders of the user's daemon. The error's Kind
-// is KindDaemon when no daemon answers.
-func openFolders(ctx context.Context) (launcher.Folders, error) {
-	if dialFolders == nil {
-		return nil, &vfolder.Error{
-			Op: "folders", Kind: vfolder.KindDaemon,
-			Err: errors.New("this build has no client for the daemon"),
-		}
+// daemonSocket is where the user's daemon listens: $VFOLDER_SOCKET, else
+// control.sock in the runtime directory.
+func daemonSocket() string {
+	if socket := os.Getenv("VFOLDER_SOCKET"); socket != "" {
+		return socket
 	}
-	return dialFolders(ctx)
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = fmt.Sprintf("/run/user/%d", os.Getuid())
+	}
+	return filepath.Join(dir, "vfolder", "control.sock")
 }
 
-func closeFolders(folders launcher.Folders) {
-	if c, ok := folders.(io.Closer); ok {
-		_ = c.Close()
-	}
+// folderSource is what sessions need of the daemon, for the time of a command.
+type folderSource interface {
+	launcher.Folders
+	io.Closer
+}
+
+// openFolders gives sessions the folders of the user's daemon. Nothing is sent
+// before the first use; its error's Kind is KindDaemon when no daemon answers.
+func openFolders() folderSource {
+	return control.Dial(daemonSocket())
 }
 
 // newApp puts the commands together.

@@ -145,10 +145,9 @@ func create(c *cli.Context, l *launcher.Launcher) (launcher.Session, error) {
 	}
 	var folders launcher.Folders
 	if len(mounts) > 0 {
-		if folders, err = openFolders(c.Context); err != nil {
-			return launcher.Session{}, err
-		}
-		defer closeFolders(folders)
+		source := openFolders()
+		defer source.Close()
+		folders = source
 	}
 	return l.Create(c.Context, folders, launcher.Options{
 		Name: c.String("name"), Image: c.String("image"), Mounts: mounts, Env: env, Network: network,
@@ -234,10 +233,9 @@ func startSessions(c *cli.Context, l *launcher.Launcher) error {
 		}
 		var folders launcher.Folders
 		if len(s.Mounts) > 0 {
-			if folders, err = openFolders(c.Context); err != nil {
-				return err
-			}
-			defer closeFolders(folders)
+			source := openFolders()
+			defer source.Close()
+			folders = source
 		}
 		if _, err := l.Start(c.Context, folders, s.ID); err != nil {
 			return err
@@ -277,10 +275,9 @@ func deleteSession(c *cli.Context, l *launcher.Launcher, ref string) (string, er
 	}
 	var folders launcher.Folders
 	if len(s.Writable()) > 0 && !c.Bool("no-wait") {
-		if folders, err = openFolders(c.Context); err != nil {
-			return "", err
-		}
-		defer closeFolders(folders)
+		source := openFolders()
+		defer source.Close()
+		folders = source
 	}
 	bar := newProgress(c.App.ErrWriter)
 	defer bar.end()

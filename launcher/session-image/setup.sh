@@ -19,6 +19,6 @@ END
 # gone, plain "pip install" goes to ~/.local.
 rm -f "$root"/usr/lib/python3.*/EXTERNALLY-MANAGED
 
-# Nothing of the build stays.
-rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* "$root"/tmp/*
+# Every session has an identity of its own. mmdebstrap cleans up the rest; its
+# configuration for apt still lies in /tmp.
 : >"$root/etc/machine-id"
