@@ -1,31 +1,17 @@
 package main
 
 import (
-	"context"
+	"os"
 
 	"github.com/vfolder/vfolder/config"
 	"github.com/vfolder/vfolder/control"
-	"github.com/vfolder/vfolder/launcher"
 )
-
-func init() {
-	dialFolders = func(ctx context.Context) (launcher.Folders, error) {
-		client, err := dialDaemon()
-		if err != nil {
-			return nil, err
-		}
-		// Asking first tells a missing daemon from a missing folder before a
-		// session is made.
-		if _, err := client.Version(ctx); err != nil {
-			_ = client.Close()
-			return nil, err
-		}
-		return client, nil
-	}
-}
 
 // dialDaemon makes a client of the user's daemon. Nothing is sent yet.
 func dialDaemon() (*control.Client, error) {
+	if socket := os.Getenv("VFOLDER_SOCKET"); socket != "" {
+		return control.Dial(socket), nil
+	}
 	cfg, err := config.Load(nil)
 	if err != nil {
 		return nil, err
