@@ -115,6 +115,13 @@ func (fs *FS) Close() error {
 	return errors.Join(err, fs.endBoot())
 }
 
+// Abandon ends background work and stores nothing, like the death of the
+// process: the next FS recovers what it needs.
+func (fs *FS) Abandon() {
+	fs.cancel()
+	fs.tasks.Wait()
+}
+
 func (fs *FS) reach() (Remote, error) {
 	if r := fs.remote.Load(); r != nil {
 		return *r, nil

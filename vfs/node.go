@@ -40,7 +40,7 @@ type node struct {
 	ctime   int64
 	// armed says that the index knows of local bytes without a flush, and that
 	// no privileges are left to drop: writing needs no transaction.
-	armed bool
+	armed   bool
 	writes  uint64 // changes of content since the period began
 	flushed uint64 // how many of them are on disk
 
