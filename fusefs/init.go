@@ -68,6 +68,9 @@ func readDevice(fd int, buf []byte) (int, error) {
 		case unix.EINTR, unix.ENOENT, unix.EAGAIN:
 			continue
 		case nil:
+			if n < headerSize {
+				return 0, fmt.Errorf("the device gave %d bytes", n)
+			}
 			return n, nil
 		}
 		return 0, err

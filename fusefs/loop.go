@@ -188,10 +188,6 @@ func (t *task) interruptLocked() {
 
 // serve handles one request of n bytes.
 func (t *task) serve(n int) {
-	if n < headerSize {
-		t.s.log.Error("request too short", "bytes", n)
-		return
-	}
 	t.msg = t.in[:n]
 	if n <= smallBytes {
 		small := unsafe.Slice((*byte)(unsafe.Pointer(&t.small)), smallBytes)

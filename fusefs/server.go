@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -31,7 +33,7 @@ var ErrDrained = errors.New("handed over")
 
 // Config is what a Server needs besides its FS.
 type Config struct {
-	FD       int          // the FUSE device, mounted and past Handshake; stays open
+	FD       int          // the FUSE device, mounted and past Handshake; the Server makes its own copy
 	Init     []byte       // what Handshake returned
 	Owners   OwnerMap     // the zero value is the identity
 	InFlight *InFlight    // nil: none, for tests and single-process use
@@ -45,6 +47,7 @@ type Config struct {
 type Server struct {
 	cfg      Config
 	fd       int
+	device   *os.File // owner of fd, closed with the Server
 	fs       FS
 	log      *slog.Logger
 	caps     uint64
@@ -81,9 +84,15 @@ func New(cfg Config, fs FS) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	// A copy of our own: a caller's *os.File that is collected would close the
+	// number, and another file might get it.
+	fd, err := unix.FcntlInt(uintptr(cfg.FD), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, &vfolder.Error{Op: "fuse device", Err: err}
+	}
 	s := &Server{
-		cfg: cfg, fd: cfg.FD, fs: fs, log: cfg.Logger, caps: agreed.caps,
-		inval:   newInvalidator(cfg.FD, agreed.minor >= epochMinor, cfg.Logger),
+		cfg: cfg, fd: fd, device: os.NewFile(uintptr(fd), "/dev/fuse"), fs: fs, log: cfg.Logger, caps: agreed.caps,
+		inval:   newInvalidator(fd, agreed.minor >= epochMinor, cfg.Logger),
 		done:    make(chan struct{}),
 		waiting: make(map[uint64]*task),
 		early:   make(map[uint64]struct{}),
@@ -178,6 +187,7 @@ func (s *Server) Invalidator() Invalidator { return s.inval }
 // Probe reports whether the kernel still holds an inode. For one without a
 // name, which cannot be looked up again, false is final.
 func (s *Server) Probe(ino vfolder.Ino) bool {
+	defer runtime.KeepAlive(s.device)
 	return notifyInode(s.fd, ino, -1) != unix.ENOENT
 }
 
