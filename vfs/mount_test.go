@@ -25,7 +25,7 @@ func (b *bed) mount() string {
 	b.fs.SetProbe(server.Probe)
 	result := make(chan error, 1)
 	go func() { result <- server.Serve() }()
-	fusetest.PrimePoll(b.t, mnt)
+	fusetest.PrimePoll(b.t, filepath.Join(mnt, "data"))
 	b.t.Cleanup(func() {
 		_ = unix.Unmount(mnt, unix.MNT_DETACH)
 		if err := <-result; err != nil {
