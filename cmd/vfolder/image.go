@@ -25,7 +25,7 @@ func imageCommand() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "name", Aliases: []string{"n"}, Usage: "`NAME` of the image", Value: launcher.DefaultImage},
 					&cli.StringSliceFlag{Name: "package", Aliases: []string{"p"}, Usage: "`PACKAGE` to add; may be repeated"},
-					quietFlag(),
+					&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print the name only, not what the tools say"},
 				},
 				Action: withLauncher(buildImage),
 			},

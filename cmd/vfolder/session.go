@@ -37,7 +37,7 @@ func sessionCommand() *cli.Command {
 			{
 				Name:   "create",
 				Usage:  "create and start a session",
-				Flags:  append(createFlags(), formatFlag(), quietFlag()),
+				Flags:  append(createFlags(), formatFlag()),
 				Action: withLauncher(createSession),
 			},
 			{
@@ -93,20 +93,20 @@ func createFlags() []cli.Flag {
 			EnvVars: []string{"VFOLDER_IMAGE"},
 		},
 		&cli.StringSliceFlag{
-			Name: "mount", Aliases: []string{"v"}, Usage: "folder to mount, as `NAME[/SUB][:TARGET][:ro]`; may be repeated",
+			Name: "mount", Aliases: []string{"v"}, Usage: "folder to mount: `SPEC` is NAME[/SUB][:TARGET][:ro]; may be repeated",
 		},
-		&cli.StringFlag{Name: "network", Usage: "none for a session without network", Value: "default"},
+		&cli.StringFlag{Name: "network", Usage: "`WHICH`: none for a session without network, else default", Value: "default"},
 	}, execFlags()...)
 }
 
 func execFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "variable to set, as `KEY=VALUE`; may be repeated"},
+		&cli.StringSliceFlag{Name: "env", Aliases: []string{"e"}, Usage: "variable to set: `KEY=VALUE`; may be repeated"},
 	}
 }
 
 func timeoutFlag() cli.Flag {
-	return &cli.DurationFlag{Name: "timeout", Usage: "how long to wait for the bucket", Value: launcher.DefaultSyncTimeout}
+	return &cli.DurationFlag{Name: "timeout", Usage: "`DURATION` to wait for the bucket", Value: launcher.DefaultSyncTimeout}
 }
 
 func ttyFlag() cli.Flag {
