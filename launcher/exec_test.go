@@ -114,6 +114,7 @@ func testExecTerminal(t *testing.T, b *bed) {
 		done <- result{code, err}
 	}()
 	out.until(t, "is-tty")
+	out.until(t, "31 101")
 	out.until(t, "ready")
 	if _, err := io.WriteString(feed, "hello\n"); err != nil {
 		t.Fatal(err)

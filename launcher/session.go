@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/containers/podman/v5/pkg/bindings/containers"
 	"github.com/containers/podman/v5/pkg/bindings/images"
+	"github.com/containers/podman/v5/pkg/bindings/system"
 	"github.com/containers/podman/v5/pkg/specgen"
 	spec "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -105,6 +107,9 @@ func (l *Launcher) Create(ctx context.Context, folders Folders, o Options) (Sess
 	}
 	sg, err := containerSpec(o, path, sources)
 	if err != nil {
+		return Session{}, err
+	}
+	if err := l.fitHost(ctx, sg); err != nil {
 		return Session{}, err
 	}
 	made, err := containers.CreateWithSpec(l.with(ctx), sg, nil)
@@ -260,6 +265,19 @@ func containerSpec(o Options, path string, sources []source) (*specgen.SpecGener
 	return sg, nil
 }
 
+// fitHost takes back Podman's default limit of processes where the host's user
+// has no control group to enforce one: the runtime would refuse to start.
+func (l *Launcher) fitHost(ctx context.Context, sg *specgen.SpecGenerator) error {
+	info, err := system.Info(l.with(ctx), nil)
+	if err != nil {
+		return podmanError("podman", "", err)
+	}
+	if info.Host != nil && !slices.Contains(info.Host.CgroupControllers, "pids") {
+		sg.ResourceLimits = &spec.LinuxResources{Pids: &spec.LinuxPids{Limit: 0}}
+	}
+	return nil
+}
+
 // bind is a private, not recursive mount: what is mounted in a folder on the
 // host later is no business of the session.
 func bind(from, to string, readOnly bool) spec.Mount {
@@ -383,9 +401,9 @@ func pick(sessions []Session, ref string) (Session, error) {
 }
 
 // Live lists the sessions that use folders right now. A host without Podman has
-// none.
+// none, and neither has root, whose sessions are refused.
 func Live(ctx context.Context) ([]Session, error) {
-	if _, err := exec.LookPath("podman"); err != nil {
+	if _, err := exec.LookPath("podman"); err != nil || os.Geteuid() == 0 {
 		return nil, nil
 	}
 	l, err := Connect(ctx)
