@@ -81,6 +81,9 @@ func (fs *FS) await(req *fusefs.Request, nd *node, w *need, window int64) error 
 				break
 			}
 			fl := fs.flightFor(r, nd, w.f, left[0], window)
+			if fl == nil {
+				continue
+			}
 			nd.fetchMu.Lock()
 			tick, over, ferr := fl.tick, fl.over, fl.err
 			nd.fetchMu.Unlock()
@@ -109,21 +112,21 @@ func (fs *FS) await(req *fusefs.Request, nd *node, w *need, window int64) error 
 	return nil
 }
 
-// flightFor finds the fetch that brings the first byte of rng, or begins one.
+// flightFor finds the fetch that brings the first byte of rng, or begins one;
+// nil when it came meanwhile.
 func (fs *FS) flightFor(r Remote, nd *node, f *content.File, rng content.Range, window int64) *flight {
 	nd.fetchMu.Lock()
 	defer nd.fetchMu.Unlock()
-	end := rng.End()
 	if f.Size() <= fetchSmall {
 		window = fetchSmall
 	}
+	window = max(window, rng.Len)
 	window += -window & (vfolder.BlockBytes - 1)
-	if window > end-rng.Off {
-		if more := f.Missing(rng.Off, window); len(more) > 0 && more[0].Off == rng.Off {
-			end = max(end, more[0].End())
-		}
+	more := f.Missing(rng.Off, window)
+	if len(more) == 0 || more[0].Off != rng.Off {
+		return nil
 	}
-	end = min(end, rng.Off+max(fetchMost, window))
+	end := min(more[0].End(), rng.Off+fetchMost)
 	for _, fl := range nd.flights {
 		if fl.off <= rng.Off && rng.Off < fl.end {
 			return fl
