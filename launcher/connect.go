@@ -204,7 +204,7 @@ func startService(ctx context.Context, socket string) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	if err := awaitService(ctx, socket, exited); err != nil {
-		why, fix := diagnose()
+		fix, why := diagnose()
 		if why == nil {
 			why, fix = fmt.Errorf("its service did not start: %w: %s", err, tail(logName)), "podman info"
 		}
@@ -270,18 +270,18 @@ func tail(name string) string {
 
 // diagnose looks for what a host most often lacks for rootless Podman. Without a
 // finding the error is nil.
-func diagnose() (why error, fix string) {
+func diagnose() (fix string, why error) {
 	if _, err := exec.LookPath("newuidmap"); err != nil {
-		return errors.New("newuidmap is not installed, so user namespaces cannot have more than one id"), "sudo apt-get install uidmap"
+		return "sudo apt-get install uidmap", errors.New("newuidmap is not installed, so user namespaces cannot have more than one id")
 	}
 	name := userName()
 	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
 		if !hasSubordinate(file, name) {
-			return fmt.Errorf("user %s has no subordinate ids in %s", name, file),
-				"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + name + " && podman system migrate"
+			return "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + name + " && podman system migrate",
+				fmt.Errorf("user %s has no subordinate ids in %s", name, file)
 		}
 	}
-	return nil, ""
+	return "", nil
 }
 
 func hasSubordinate(file, name string) bool {

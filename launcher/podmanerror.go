@@ -55,7 +55,7 @@ func createError(name string, err error) error {
 	if e.Kind == vfolder.KindInterrupted || e.Kind == vfolder.KindTimeout || e.Fix != "" {
 		return e
 	}
-	if why, fix := diagnose(); why != nil {
+	if fix, why := diagnose(); why != nil {
 		e.Err, e.Fix = fmt.Errorf("%w (%w)", why, err), fix
 		return e
 	}

@@ -26,7 +26,7 @@ func init() {
 		"Story": testStory, "Confined": testConfined, "ReadOnly": testReadOnly, "NotLive": testNotLive,
 		"HungDaemon": testHungDaemon, "DeadMount": testDeadMount, "Subdirectories": testSubdirectories,
 		"Replaced": testReplaced, "NoShell": testNoShell, "Names": testNames, "StartAgain": testStartAgain, "DeleteWaits": testDeleteWaits,
-		"DeleteTimeout": testDeleteTimeout, "OneService": testOneService,
+		"DeleteTimeout": testDeleteTimeout, "OneService": testOneService, "Refusals": testRefusals,
 	} {
 		sessionTests[name] = test
 	}

@@ -17,7 +17,8 @@ var passThrough = map[string]int{}
 // An unknown flag is moved as one without a value, so that it is complained of
 // by its name.
 func reorder(app *cli.App, args []string) []string {
-	if len(args) == 0 {
+	// A shell that asks for completions says so in the last word.
+	if len(args) == 0 || args[len(args)-1] == "--generate-bash-completion" {
 		return args
 	}
 	out := []string{args[0]}

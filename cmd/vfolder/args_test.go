@@ -54,6 +54,7 @@ func TestReorder(t *testing.T) {
 		{"vf session exec -t s ls -t -- x", "vf session exec -t -- s ls -t -- x"},
 		{"vf session exec s -- -t", "vf session exec -- s -t"},
 		{"vf session exec s", "vf session exec -- s"},
+		{"vf cp a --generate-bash-completion", "vf cp a --generate-bash-completion"},
 	}
 	for _, c := range cases {
 		if got := strings.Join(reorder(app, strings.Fields(c.in)), " "); got != c.want {

@@ -36,9 +36,11 @@ func runSession(c *cli.Context, l *launcher.Launcher) error {
 		return err
 	}
 	// An interrupt ends the command; the deletion that was asked for is still
-	// wanted, and has its own timeout.
+	// wanted. Another interrupt ends that too.
+	ctx, stop := signal.NotifyContext(context.WithoutCancel(c.Context), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	again := *c
-	again.Context = context.WithoutCancel(c.Context)
+	again.Context = ctx
 	if _, deleteErr := deleteSession(&again, l, s.ID); deleteErr != nil {
 		return deleteErr
 	}
