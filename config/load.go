@@ -76,7 +76,7 @@ func load(flags map[string]string, environ []string, home string, uid int) (*Con
 		if !known(name) {
 			return nil, vfolder.Errorf(vfolder.KindInvalid, "configuration", name, "there is no such setting")
 		}
-		values[name] = found{text, Origin{FromFlag, "--" + flagName(name)}}
+		values[name] = found{text, Origin{FromFlag, "--" + FlagName(name)}}
 	}
 	return c, c.take(values, env)
 }
@@ -121,13 +121,23 @@ func fromEnvironment(env environment, values map[string]found) error {
 	return nil
 }
 
+// Keys lists all settings ("store.endpoint") in the order of
+// docs/configuration.md.
+func Keys() []string {
+	var keys []string
+	for _, s := range settings {
+		keys = append(keys, s.name)
+	}
+	return keys
+}
+
 func envName(key string) string {
 	return "VFOLDER_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
 }
 
-// flagName is the flag of vfolderd for a key: "daemon.state_dir" is state-dir,
+// FlagName is the flag of vfolderd for a key: "daemon.state_dir" is state-dir,
 // "store.endpoint" is store-endpoint.
-func flagName(key string) string {
+func FlagName(key string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(strings.TrimPrefix(key, "daemon."), ".", "-"), "_", "-")
 }
 
