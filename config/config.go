@@ -26,14 +26,13 @@ type Store struct {
 // Embedded reports whether the daemon runs an object store of its own.
 func (s Store) Embedded() bool { return s.Endpoint == "" }
 
-// Daemon says where the daemon keeps things and how much of them.
+// Daemon says where the daemon keeps things, and how it runs.
 type Daemon struct {
 	StateDir   string // index, local content, embedded store, logs: must survive a reboot
 	RunDir     string // sockets and the mount; gone after a reboot
 	Mountpoint string
-	// CacheBytes bounds the local content of files that are in the bucket;
-	// ReserveBytes is disk space that is left alone. 0: chosen by the size of the disk.
-	CacheBytes   int64
+	// ReserveBytes is disk space that is left alone. 0: chosen by the size of
+	// the disk.
 	ReserveBytes int64
 	Drain        time.Duration // how long a stop waits for what is not in the bucket yet
 	LogLevel     string        // debug, info, warn or error

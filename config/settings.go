@@ -41,7 +41,6 @@ var settings = []setting{
 	{"daemon.mountpoint", func(c *Config, _ environment) string {
 		return filepath.Join(c.Daemon.RunDir, "mnt")
 	}, func(c *Config, s string) error { return setPath(&c.Daemon.Mountpoint, s) }},
-	{"daemon.cache", constant("0"), func(c *Config, s string) error { return setSize(&c.Daemon.CacheBytes, s) }},
 	{"daemon.reserve", constant("0"), func(c *Config, s string) error { return setSize(&c.Daemon.ReserveBytes, s) }},
 	{"daemon.drain", constant(DefaultDrain.String()), func(c *Config, s string) error { return setDuration(&c.Daemon.Drain, s) }},
 	{"daemon.log_level", constant("info"), func(c *Config, s string) error { return setLevel(&c.Daemon.LogLevel, s) }},

@@ -144,6 +144,8 @@ type DaemonStatus struct {
 	Pending    Pending     `json:"pending"`
 	CacheBytes int64       `json:"cache_bytes"` // of local content
 	CacheFiles int64       `json:"cache_files"`
+	// Warnings are facts about the host that break sessions, with their fix.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // StoreStatus describes the object store behind the daemon.

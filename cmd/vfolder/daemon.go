@@ -25,6 +25,8 @@ const (
 	// endTimeout bounds the end of the processes after the daemon agreed to stop.
 	endTimeout = 30 * time.Second
 	pollEvery  = 50 * time.Millisecond
+	// statusTimeout bounds the question whether the daemon is well.
+	statusTimeout = 15 * time.Second
 )
 
 func init() {
@@ -48,7 +50,7 @@ func daemonCommand() *cli.Command {
 				Description: "It refuses while sessions use folders, and names them. What is not in the bucket after --timeout stays\n" +
 					"on disk, goes on at the next start, and the exit code is 3.",
 				Flags: []cli.Flag{
-					&cli.DurationFlag{Name: "timeout", Usage: "how long to wait for the bucket", Value: config.DefaultDrain},
+					&cli.DurationFlag{Name: "timeout", Usage: "how long to wait for the bucket (setting daemon.drain if not given)"},
 					&cli.BoolFlag{Name: "no-wait", Usage: "do not wait for the bucket"},
 				},
 				Action: withDaemon(stopDaemon),
@@ -79,11 +81,32 @@ func daemonStatus(c *cli.Context, client *control.Client) error {
 	if c.Args().Present() {
 		return wrongUsage(c, "it takes no argument")
 	}
-	st, err := client.Status(c.Context)
+	ctx, cancel := context.WithTimeout(c.Context, statusTimeout)
+	defer cancel()
+	st, err := client.Status(ctx)
+	if vfolder.KindOf(err) == vfolder.KindTimeout && err != nil {
+		return &vfolder.Error{
+			Op: "daemon status", Kind: vfolder.KindDaemon, Path: client.Socket(),
+			Err: errors.New("its socket is there, but no worker answers"), Fix: "vfolder daemon logs",
+		}
+	}
 	if err != nil {
 		return err
 	}
-	return statusOf(st).print(c)
+	if err := statusOf(st).print(c); err != nil {
+		return err
+	}
+	return warn(c, st)
+}
+
+// warn shows what the daemon found wrong with the host.
+func warn(c *cli.Context, st control.DaemonStatus) error {
+	for _, text := range st.Warnings {
+		if _, err := fmt.Fprintf(c.App.ErrWriter, "warning: %s\n", text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func statusOf(st control.DaemonStatus) listing {
@@ -144,6 +167,13 @@ func stopDaemon(c *cli.Context, client *control.Client) error {
 		return err
 	}
 	wait := c.Duration("timeout")
+	if !c.IsSet("timeout") {
+		cfg, err := config.Load(nil)
+		if err != nil {
+			return err
+		}
+		wait = cfg.Daemon.Drain
+	}
 	if c.Bool("no-wait") {
 		wait = 0
 	}

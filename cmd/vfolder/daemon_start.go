@@ -76,7 +76,7 @@ func startDaemon(c *cli.Context) error {
 		fmt.Fprintf(c.App.ErrWriter, "  the store does not answer yet: %s; what is local works, the rest follows\n", st.Store.Error)
 	}
 	fmt.Fprintf(c.App.ErrWriter, "  logs   %s\n", orDash(st.LogDir))
-	return nil
+	return warn(c, st)
 }
 
 // spawnDaemon starts vfolderd in a session of its own and waits for its report:
@@ -97,7 +97,7 @@ func spawnDaemon(program string, d config.Daemon) error {
 		return localError("daemon start", program, err)
 	}
 	defer report.Close()
-	cmd := exec.Command(program, "run", "--report-fd=3")
+	cmd := exec.Command(program, "run", "--log=file", "--report-fd=3")
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{write}
 	cmd.Dir = "/"
