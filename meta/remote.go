@@ -271,6 +271,69 @@ func (tx *Tx) Adopt(parent vfolder.Ino, name string, n *Inode, k RowKey, o *Row)
 	return tx.PutInode(dir)
 }
 
+// Forget removes a name because its object is gone from the bucket: entry,
+// queued work and row go, and nothing is queued. A directory must be empty. The
+// inode is returned as it is then; without a name left it is an orphan.
+func (tx *Tx) Forget(parent vfolder.Ino, name string) (*Inode, error) {
+	dir, e, n, err := tx.child(parent, name)
+	if err != nil {
+		return nil, err
+	}
+	if n.IsDir() {
+		if err := tx.mustBeEmptyDir(n, name); err != nil {
+			return nil, err
+		}
+	}
+	if err := tx.DropRow(n.Folder, e.Row); err != nil {
+		return nil, err
+	}
+	if err := tx.unqueue(n.Folder, e.Item); err != nil {
+		return nil, err
+	}
+	if err := tx.del(tx.db.entryKey(parent, name)); err != nil {
+		return nil, err
+	}
+	if n.Link != "" {
+		if err := tx.del(nameKey(n.Ino, parent, name)); err != nil {
+			return nil, err
+		}
+	}
+	now := tx.Now()
+	n.Ctime = now
+	n.Nlink--
+	if n.IsDir() {
+		n.Nlink = 0
+		dir.Nlink--
+	}
+	if n.Nlink > 0 {
+		names, err := tx.Names(n)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range names {
+			if p != (Place{parent, name}) {
+				n.Parent, n.Name = p.Parent, p.Name
+				break
+			}
+		}
+	} else {
+		n.Parent, n.Name = 0, ""
+		if err := tx.put(orphanKey(n.Ino), nil); err != nil {
+			return nil, err
+		}
+		if n.Link != "" {
+			if err := tx.del(groupKey(n.Folder, n.Link)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := tx.PutInode(n); err != nil {
+		return nil, err
+	}
+	dir.Mtime, dir.Ctime = now, now
+	return n, tx.PutInode(dir)
+}
+
 // SetEntry changes inode and type of an existing entry (hydration found that
 // the name belongs to a link group). Nothing is queued.
 func (tx *Tx) SetEntry(parent vfolder.Ino, name string, ino vfolder.Ino, typ uint32) error {

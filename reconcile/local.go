@@ -36,7 +36,7 @@ type Frozen struct {
 	Inode  *meta.Inode
 	Xattrs map[string][]byte
 	View   *content.View
-	Close func()
+	Close  func()
 }
 
 // Activity of a file. Zero times mean never since the worker started.
