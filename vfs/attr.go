@@ -18,7 +18,7 @@ func (fs *FS) GetAttr(req *fusefs.Request, ino vfolder.Ino) (fusefs.Attr, error)
 		}
 		a := nd.attr(n)
 		nd.mu.RUnlock()
-		if !n.Unhydrated {
+		if !n.Unhydrated || n.Parent == 0 {
 			return a, nil
 		}
 		if err := fs.hydrate(req, n.Parent, n.Name); err != nil {

@@ -352,9 +352,13 @@ func (b *bed) record(ino vfolder.Ino) *meta.Inode {
 // publish does to the index what a successful upload does.
 func (b *bed) publish(ino vfolder.Ino) {
 	b.t.Helper()
+	b.read(ino) // makes every byte local
 	fr, err := b.fs.Freeze(b.t.Context(), ino)
 	check(b.t, err)
 	defer fr.Close()
+	if fr.View == nil {
+		return // as published
+	}
 	data := make([]byte, fr.View.Size())
 	if len(data) > 0 {
 		if _, err := fr.View.ReadAt(data, 0); err != nil && err.Error() != "EOF" {

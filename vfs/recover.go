@@ -30,7 +30,8 @@ const maxBoots = 512
 // beginBoot reads which former boots ended well. This one is not among them
 // while it is served.
 func (fs *FS) beginBoot() error {
-	return fs.db.Update(func(tx *meta.Tx) error {
+	again := false
+	err := fs.db.Update(func(tx *meta.Tx) error {
 		list, err := flushedBoots(tx)
 		if err != nil {
 			return err
@@ -40,10 +41,15 @@ func (fs *FS) beginBoot() error {
 			fs.flushed[b] = b != fs.db.Boot()
 		}
 		if i := slices.Index(list, fs.db.Boot()); i >= 0 {
+			again = true
 			return putBoots(tx, slices.Delete(list, i, i+1))
 		}
 		return nil
 	})
+	if err != nil || !again {
+		return err
+	}
+	return fs.db.Sync() // before anything is written that the old list would vouch for
 }
 
 // endBoot flushes everything, and stores that it did.
@@ -109,7 +115,7 @@ func (fs *FS) recoverInode(nd *node, n *meta.Inode) (*meta.Inode, error) {
 	switch {
 	case fs.doubtful(n) && !n.Dirty:
 		n, err = fs.forgetBytes(nd, n)
-	case fs.doubtful(n) && !empty, missing && !empty:
+	case fs.doubtful(n) && (!empty || !n.Base.IsZero()), missing && !empty:
 		n, err = fs.salvage(nd, n, missing)
 	case missing:
 		nd.absent = true

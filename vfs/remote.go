@@ -24,7 +24,8 @@ type Remote interface {
 	// KindStale: that version is gone from the bucket.
 	Fetch(ctx context.Context, ino vfolder.Ino, off, length int64, fill func(off int64, data []byte) error) error
 	// Writable makes sure that this host may change the folder (the lease).
-	// KindLocked or KindReadOnly: it may not. Fast when it already may.
+	// KindLocked or KindReadOnly: it may not. Fast when it already may; a call
+	// that is going to wait asks ctx for Done before.
 	Writable(ctx context.Context, folder vfolder.Ino) error
 	// Settle tells that a file was closed or flushed, or that work was queued.
 	Settle(folder vfolder.Ino)
