@@ -5,16 +5,17 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/vfolder/vfolder"
-	"github.com/vfolder/vfolder/control"
 	"github.com/vfolder/vfolder/launcher"
 )
+
+// version is set by the linker.
+var version string
 
 // commands is the registration table: each file of this package that has
 // commands adds a maker to it from an init function. Help lists them in the
@@ -25,19 +26,6 @@ var commands []func() []*cli.Command
 // not named follows.
 var commandOrder = []string{"folder", "ls", "cat", "cp", "session", "image", "daemon", "version"}
 
-// daemonSocket is where the user's daemon listens: $VFOLDER_SOCKET, else
-// control.sock in the runtime directory.
-func daemonSocket() string {
-	if socket := os.Getenv("VFOLDER_SOCKET"); socket != "" {
-		return socket
-	}
-	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if dir == "" {
-		dir = fmt.Sprintf("/run/user/%d", os.Getuid())
-	}
-	return filepath.Join(dir, "vfolder", "control.sock")
-}
-
 // folderSource is what sessions need of the daemon, for the time of a command.
 type folderSource interface {
 	launcher.Folders
@@ -46,8 +34,12 @@ type folderSource interface {
 
 // openFolders gives sessions the folders of the user's daemon. Nothing is sent
 // before the first use; its error's Kind is KindDaemon when no daemon answers.
-func openFolders() folderSource {
-	return control.Dial(daemonSocket())
+func openFolders() (folderSource, error) {
+	client, err := dialDaemon()
+	if err != nil {
+		return nil, err
+	}
+	return client, nil
 }
 
 // newApp puts the commands together.
@@ -142,22 +134,25 @@ func init() {
 }
 
 func printVersion(c *cli.Context) error {
-	version := struct {
+	about := struct {
 		Version string `json:"version"`
 		Format  int    `json:"format"`
 		Go      string `json:"go"`
-	}{"development", vfolder.FormatVersion, ""}
+	}{version, vfolder.FormatVersion, ""}
 	if info, ok := debug.ReadBuildInfo(); ok {
-		version.Go = info.GoVersion
-		if v := info.Main.Version; v != "" && v != "(devel)" {
-			version.Version = v
+		about.Go = info.GoVersion
+		if about.Version == "" {
+			about.Version = info.Main.Version
 		}
+	}
+	if about.Version == "" {
+		about.Version = "development"
 	}
 	return listing{
 		head:  []string{"VERSION", "BUCKET FORMAT", "GO"},
-		rows:  [][]string{{version.Version, fmt.Sprint(version.Format), version.Go}},
-		names: []string{version.Version},
-		value: version,
+		rows:  [][]string{{about.Version, fmt.Sprint(about.Format), about.Go}},
+		names: []string{about.Version},
+		value: about,
 	}.print(c)
 }
 

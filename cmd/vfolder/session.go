@@ -145,7 +145,10 @@ func create(c *cli.Context, l *launcher.Launcher) (launcher.Session, error) {
 	}
 	var folders launcher.Folders
 	if len(mounts) > 0 {
-		source := openFolders()
+		source, err := openFolders()
+		if err != nil {
+			return launcher.Session{}, err
+		}
 		defer source.Close()
 		folders = source
 	}
@@ -233,7 +236,10 @@ func startSessions(c *cli.Context, l *launcher.Launcher) error {
 		}
 		var folders launcher.Folders
 		if len(s.Mounts) > 0 {
-			source := openFolders()
+			source, err := openFolders()
+			if err != nil {
+				return err
+			}
 			defer source.Close()
 			folders = source
 		}
@@ -275,7 +281,10 @@ func deleteSession(c *cli.Context, l *launcher.Launcher, ref string) (string, er
 	}
 	var folders launcher.Folders
 	if len(s.Writable()) > 0 && !c.Bool("no-wait") {
-		source := openFolders()
+		source, err := openFolders()
+		if err != nil {
+			return "", err
+		}
 		defer source.Close()
 		folders = source
 	}
