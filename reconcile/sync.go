@@ -263,33 +263,31 @@ func (f *folder) paid(tx *meta.Tx, d debt) (bool, error) {
 	if err != nil || d.it.Kind != meta.ItemPut {
 		return !there, err
 	}
-	e, err := tx.Entry(d.it.Parent, d.it.Name)
-	if errors.Is(err, vfolder.KindNotFound) || err == nil && (e.Ino != d.ino || e.Item == 0) {
-		return true, nil // gone, moved (another item stands for that) or done
+	n, err := tx.Inode(d.ino)
+	if errors.Is(err, vfolder.KindStale) || err == nil && n.Nlink == 0 {
+		return true, nil
 	}
 	if err != nil {
 		return false, err
+	}
+	at := meta.Place{Parent: d.it.Parent, Name: d.it.Name}
+	e, err := tx.Entry(at.Parent, at.Name)
+	if errors.Is(err, vfolder.KindNotFound) || err == nil && e.Ino != d.ino {
+		at = meta.Place{Parent: n.Parent, Name: n.Name} // renamed since
+		e, err = tx.Entry(at.Parent, at.Name)
+	}
+	if err != nil || e.Item == 0 {
+		return err == nil, ignoreGone(err)
 	}
 	o, err := tx.Row(e.Row)
 	if err != nil || o == nil || o.Ino != d.ino {
 		return false, err
 	}
-	n, err := tx.Inode(e.Ino)
+	p, err := f.place(tx, at.Parent, at.Name, n, false)
 	if err != nil {
-		return errors.Is(err, vfolder.KindStale), ignoreStale(err)
-	}
-	p, err := f.place(tx, d.it.Parent, d.it.Name, n, false)
-	if err != nil {
-		return false, err
+		return false, ignoreGone(err)
 	}
 	return e.Row == p.k && o.Gen >= d.gen && o.AttrGen >= d.attrGen, nil
-}
-
-func ignoreStale(err error) error {
-	if errors.Is(err, vfolder.KindStale) {
-		return nil
-	}
-	return err
 }
 
 // hopeless moves a debt that failed, since the sync began, for a reason that
