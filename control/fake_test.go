@@ -78,8 +78,8 @@ func (f *fake) FolderStatus(ctx context.Context, name string) (FolderStatus, err
 	folder, err := f.Folder(ctx, name)
 	return FolderStatus{
 		Folder: folder, Pending: Pending{Files: 2, Bytes: 4096}, Holder: "host-a",
-		Problems:  []FileProblem{{Path: "a/b", Kind: "store-unreachable", Error: "no route", Since: 1600000000000000000, Tries: 3}},
-		Conflicts: []string{"notes (conflict).txt"},
+		Problems:  []FileProblem{{Path: "a/b", Kind: "store-unreachable", Error: "no route", Tries: 3, Next: 1600000000000000000}},
+		Conflicts: []Conflict{{Path: "notes.txt", Copy: "notes (conflict).txt", At: 1600000000000000000}},
 	}, err
 }
 

@@ -48,19 +48,27 @@ type FileProblem struct {
 	Path  string `json:"path"` // in the folder
 	Kind  string `json:"kind"` // name of a vfolder.Kind
 	Error string `json:"error"`
-	Since int64  `json:"since"` // Unix nanoseconds
 	Tries int    `json:"tries"`
+	Next  int64  `json:"next"` // when it is tried again, Unix nanoseconds
+}
+
+// Conflict is a file that was kept twice because both sides changed it.
+type Conflict struct {
+	Path string `json:"path"` // has what was written here
+	Copy string `json:"copy"` // has what another program wrote to the bucket
+	At   int64  `json:"at"`   // Unix nanoseconds
 }
 
 // FolderStatus says how far the bucket is behind the folder.
 type FolderStatus struct {
 	Folder
-	Pending  Pending       `json:"pending"`
-	Problems []FileProblem `json:"problems,omitempty"`
-	// Conflicts are files that were kept twice because both sides changed them.
-	Conflicts []string `json:"conflicts,omitempty"`
-	// Holder is the host that may write the folder, "" for none.
+	Pending   Pending       `json:"pending"`
+	Problems  []FileProblem `json:"problems,omitempty"`
+	Conflicts []Conflict    `json:"conflicts,omitempty"`
+	// Holder names this host while it is the one that may write the folder.
 	Holder string `json:"holder,omitempty"`
+	// Unreachable is why the store is not being asked now.
+	Unreachable string `json:"unreachable,omitempty"`
 }
 
 // Prepared is a folder that is ready to be bound into a session.

@@ -378,10 +378,13 @@ func folderStatus(c *cli.Context, client *control.Client) error {
 	}
 	for _, st := range list {
 		for _, p := range st.Problems {
-			fmt.Fprintf(c.App.ErrWriter, "%s:%s: %s (%d tries since %s)\n", st.Name, printable(p.Path), p.Error, p.Tries, timeText(p.Since))
+			fmt.Fprintf(c.App.ErrWriter, "%s:%s: %s (tried %d times, again at %s)\n", st.Name, printable(p.Path), p.Error, p.Tries, timeText(p.Next))
 		}
-		for _, p := range st.Conflicts {
-			fmt.Fprintf(c.App.ErrWriter, "%s:%s: kept twice, both sides changed it\n", st.Name, printable(p))
+		for _, x := range st.Conflicts {
+			fmt.Fprintf(c.App.ErrWriter, "%s:%s: both sides changed it; the other version is kept as %s\n", st.Name, printable(x.Path), printable(x.Copy))
+		}
+		if st.Unreachable != "" {
+			fmt.Fprintf(c.App.ErrWriter, "%s: the object store is not reachable: %s\n", st.Name, st.Unreachable)
 		}
 	}
 	return nil
