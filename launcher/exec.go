@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"syscall"
 	"time"
 
@@ -72,7 +73,38 @@ func (l *Launcher) Exec(ctx context.Context, ref string, o ExecOptions) (int, er
 			Fix: "vfolder session start " + s.Name,
 		}
 	}
+	if err := stillMounted(s); err != nil {
+		return exitFailed, err
+	}
 	return l.exec(ctx, s, o)
+}
+
+// stillMounted refuses a session whose targets show no FUSE mount: one that
+// somebody started behind our back, or whose creator was killed before the
+// proof. It only reads what is mounted, so no daemon can make it wait. Where
+// the session's processes are not visible it has nothing to say.
+func stillMounted(s Session) error {
+	if len(s.Mounts) == 0 {
+		return nil
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", s.pid))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	entries, err := parseMountinfo(f)
+	if err != nil {
+		return podmanError("session", s.Name, err)
+	}
+	for _, m := range s.Mounts {
+		if e, ok := mountAt(entries, m.Target); !ok || !e.isFUSE() {
+			return &vfolder.Error{
+				Op: "session", Kind: vfolder.KindDaemon, Path: s.Name, Err: fmt.Errorf("folder %q is not mounted at %s inside", m.Folder, m.Target),
+				Fix: fmt.Sprintf("vfolder session stop %s && vfolder session start %s", s.Name, s.Name),
+			}
+		}
+	}
+	return nil
 }
 
 func (l *Launcher) exec(ctx context.Context, s Session, o ExecOptions) (int, error) {

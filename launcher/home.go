@@ -17,7 +17,7 @@ import (
 )
 
 // makeHome gives the created container the directories that its image lacks: the
-// home, and in the home those above a target, all owned by the session's user.
+// home, and in the home those above a target, owned by the session's user.
 // They lie in the container's own layer, so they go when it goes.
 func (l *Launcher) makeHome(ctx context.Context, s Session) error {
 	var missing []string
@@ -38,7 +38,9 @@ func (l *Launcher) makeHome(ctx context.Context, s Session) error {
 	if err != nil {
 		return err
 	}
-	put, err := containers.CopyFromArchive(l.with(ctx), s.ID, "/", archive)
+	// The owners are those of the archive, not Podman's guess.
+	keep := new(containers.CopyOptions).WithChown(false)
+	put, err := containers.CopyFromArchiveWithOptions(l.with(ctx), s.ID, "/", archive, keep)
 	if err == nil {
 		err = put()
 	}
@@ -73,6 +75,9 @@ func dirArchive(dirs []string) (*bytes.Buffer, error) {
 		h := &tar.Header{
 			Typeflag: tar.TypeDir, Name: strings.TrimPrefix(dir, "/") + "/", Mode: 0o755, ModTime: time.Now(),
 			Uid: vfolder.SessionUID, Gid: vfolder.SessionGID, Format: tar.FormatPAX,
+		}
+		if dir == "/home" {
+			h.Uid, h.Gid = 0, 0
 		}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err

@@ -25,7 +25,7 @@ func init() {
 	for name, test := range map[string]func(*testing.T, *bed){
 		"Story": testStory, "Confined": testConfined, "ReadOnly": testReadOnly, "NotLive": testNotLive,
 		"HungDaemon": testHungDaemon, "DeadMount": testDeadMount, "Subdirectories": testSubdirectories,
-		"Replaced": testReplaced, "NoShell": testNoShell, "Names": testNames, "StartAgain": testStartAgain, "DeleteWaits": testDeleteWaits,
+		"Replaced": testReplaced, "BehindOurBack": testBehindOurBack, "NoShell": testNoShell, "Names": testNames, "StartAgain": testStartAgain, "DeleteWaits": testDeleteWaits,
 		"DeleteTimeout": testDeleteTimeout, "OneService": testOneService, "Refusals": testRefusals,
 	} {
 		sessionTests[name] = test
@@ -82,6 +82,7 @@ func testConfined(t *testing.T, b *bed) {
 		"id -u; id -g; id -un":          "1000\n1000\nwork\n",
 		"pwd; echo $HOME $USER":         "/home/work\n/home/work work\n",
 		"stat -c %u:%g . deep deep/er":  "1000:1000\n1000:1000\n1000:1000\n",
+		"stat -c %u:%g /home":           "0:0\n",
 		"touch home deep/x && echo yes": "yes\n",
 		"echo $VFOLDER_SESSION":         "confined\n",
 		"grep -E '^(CapEff|CapPrm|CapBnd|NoNewPrivs)' /proc/self/status | tr -d '\\t ' | sort": "CapBnd:0000000000000000\nCapEff:0000000000000000\nCapPrm:0000000000000000\nNoNewPrivs:1\n",
@@ -250,6 +251,17 @@ func testReplaced(t *testing.T, b *bed) {
 	missing.mount.Target = "/home/work/nothing"
 	if err := b.prove(t.Context(), s, []source{missing}); err == nil || !strings.Contains(err.Error(), "nothing is mounted") {
 		t.Errorf("a missing mount: %v", err)
+	}
+}
+
+// A container that carries our labels, but was started behind our back without
+// its folders, runs nothing of the user.
+func testBehindOurBack(t *testing.T, b *bed) {
+	podman(t, "run", "-d", "--name", "behind", "--network", "none", "--label", "io.vfolder.session=1",
+		"--label", `io.vfolder.mounts=[{"folder":"data","target":"/home/work/data"}]`, b.image, "sleep", "1000")
+	t.Cleanup(func() { podman(t, "rm", "-f", "-t", "0", "behind") })
+	if _, err := b.Exec(t.Context(), "behind", ExecOptions{Command: []string{"true"}}); !errors.Is(err, vfolder.KindDaemon) {
+		t.Errorf("a command ran without its folder: %v", err)
 	}
 }
 
