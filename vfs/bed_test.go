@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -453,9 +452,4 @@ func errnoOf(err error) syscall.Errno {
 		}
 	}
 	return vfolder.KindOf(err).Info().Errno
-}
-
-func TestMain(m *testing.M) {
-	unix.Umask(0)
-	os.Exit(m.Run())
 }
