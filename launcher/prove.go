@@ -66,7 +66,7 @@ func prepare(ctx context.Context, folders Folders, mounts []Mount) ([]source, er
 func folderError(m Mount, err error) error {
 	var e *vfolder.Error
 	if errors.As(err, &e) {
-		if e.Kind == vfolder.KindNotFound && e.Fix == "" {
+		if e.Kind == vfolder.KindNotFound {
 			fixed := *e
 			fixed.Fix = "vfolder folder create " + m.Folder
 			return &fixed

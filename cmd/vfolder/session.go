@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -78,6 +79,7 @@ func sessionCommand() *cli.Command {
 				Flags: []cli.Flag{
 					timeoutFlag(),
 					&cli.BoolFlag{Name: "no-wait", Usage: "remove at once; the daemon goes on bringing files into the bucket"},
+					yesFlag(),
 				},
 				Action: withLauncher(deleteSessions),
 			},
@@ -263,6 +265,13 @@ func stopSessions(c *cli.Context, l *launcher.Launcher) error {
 }
 
 func deleteSessions(c *cli.Context, l *launcher.Launcher) error {
+	// Sessions are made to be thrown away: scripts need not say so twice.
+	if c.Args().Present() && isTerminal(os.Stdin) {
+		question := fmt.Sprintf("Delete %s, and all that is not in a folder?", strings.Join(c.Args().Slice(), ", "))
+		if err := confirm(c, question); err != nil {
+			return err
+		}
+	}
 	return eachSession(c, func(ref string) error {
 		name, err := deleteSession(c, l, ref)
 		if err != nil {
