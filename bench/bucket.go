@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"path/filepath"
 	"sync"
 	"time"
@@ -185,13 +184,9 @@ func (f *folder) access(ctx context.Context) (access, error) {
 	if err := json.Unmarshal([]byte(out), &status); err != nil {
 		return access{}, fmt.Errorf("vfolder daemon status: %w", err)
 	}
-	endpoint, err := url.Parse(status.Store.Endpoint)
-	if err != nil {
-		return access{}, err
-	}
 	keys, err := config.ReadCredentials(filepath.Join(f.state, "credentials.toml"))
 	if err != nil {
 		return access{}, err
 	}
-	return access{endpoint.Host, keys.AccessKey, keys.SecretKey}, nil
+	return access{status.Store.Endpoint, keys.AccessKey, keys.SecretKey}, nil
 }

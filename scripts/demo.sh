@@ -180,7 +180,7 @@ story_end() {
 	if [ $rc != 0 ]; then
 		local s
 		for s in demo1 demo2; do vfolder session delete --no-wait $s >/dev/null 2>&1 || :; done
-		vfolder daemon stop >/dev/null 2>&1 || :
+		vfolder daemon stop --no-wait >/dev/null 2>&1 || :
 	fi
 	rm -rf "$scratch"
 	exit $rc
@@ -246,7 +246,7 @@ play() {
 	expect "vfolder lists the file" "$(vfolder ls -q user2-vfolder:)" test_file
 	bucket=$(field store.bucket <<<"$status")
 	prefix=$(vfolder folder show user2-vfolder --format json | field prefix)
-	AWS_ENDPOINT_URL=$(field store.endpoint <<<"$status")
+	AWS_ENDPOINT_URL=http://$(field store.endpoint <<<"$status")
 	AWS_ACCESS_KEY_ID=$(sed -n 's/^access_key = "\(.*\)"/\1/p' "$VFOLDER_STORE_CREDENTIALS_FILE")
 	AWS_SECRET_ACCESS_KEY=$(sed -n 's/^secret_key = "\(.*\)"/\1/p' "$VFOLDER_STORE_CREDENTIALS_FILE")
 	export AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
