@@ -395,23 +395,6 @@ func (b *bed) publish(ino vfolder.Ino) {
 	b.fs.Changed(ino)
 }
 
-// evict makes a published file remote, as a reconciler that needs room does.
-func (b *bed) evict(ino vfolder.Ino) {
-	b.t.Helper()
-	var old content.ID
-	check(b.t, b.db.Update(func(tx *meta.Tx) error {
-		n, err := tx.Inode(ino)
-		if err != nil {
-			return err
-		}
-		old = content.ID{Ino: ino, Gen: n.DataGen}
-		n.Data, n.Known = meta.DataRemote, nil
-		return tx.PutInode(n)
-	}))
-	b.fs.Changed(ino)
-	check(b.t, b.content.Remove(old))
-}
-
 func wantKind(t testing.TB, err error, kind vfolder.Kind) {
 	t.Helper()
 	if err == nil || vfolder.KindOf(err) != kind {

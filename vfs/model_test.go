@@ -320,7 +320,9 @@ func (m *model) publish(rt *rapid.T) {
 func (m *model) evict(rt *rapid.T) {
 	if _, ino, ok := m.regular(rt); ok && m.b.stat(ino).Nlink == 1 {
 		m.b.publish(ino)
-		m.b.evict(ino)
+		if _, err := m.b.fs.Evict(ino); err != nil && vfolder.KindOf(err) != vfolder.KindBusy {
+			rt.Fatal(err)
+		}
 	}
 }
 

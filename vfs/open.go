@@ -94,6 +94,10 @@ func (fs *FS) openData(nd *node, n *meta.Inode) (*meta.Inode, error) {
 		}
 	case nd.sizeOf(n) == 0:
 		nd.absent = true
+	case !n.Dirty && !n.Base.IsZero(): // somebody cleared the cache; the bucket has the bytes
+		if n, err = fs.forgetBytes(nd, n); err == nil {
+			return fs.openData(nd, n)
+		}
 	default:
 		err = fail(vfolder.KindCorrupt, "open", n.Name, "the local bytes of inode %d are gone", n.Ino)
 	}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -336,5 +338,42 @@ func TestReadDirContinues(t *testing.T) {
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Fatalf("%d names, want %d", len(got), len(want))
+	}
+}
+
+func TestEvict(t *testing.T) {
+	b := newBed(t, nil)
+	ino := b.file("a", strings.Repeat("x", 10_000))
+	_, err := b.fs.Evict(ino)
+	wantKind(t, err, vfolder.KindBusy)
+	b.publish(ino)
+	freed, err := b.fs.Evict(ino)
+	check(t, err)
+	if freed < 10_000 || b.dataFiles() != 0 {
+		t.Fatalf("%d bytes were freed, %d files are left", freed, b.dataFiles())
+	}
+	_, err = b.fs.Evict(ino)
+	wantKind(t, err, vfolder.KindBusy)
+	if got := b.read(ino); got != strings.Repeat("x", 10_000) {
+		t.Fatalf("read %d bytes", len(got))
+	}
+}
+
+// TestCacheIsCleared removes the local bytes behind the program's back.
+func TestCacheIsCleared(t *testing.T) {
+	b := newBed(t, nil)
+	ino := b.file("a", "published")
+	b.publish(ino)
+	changed := b.file("b", "published too")
+	b.publish(changed)
+	b.write(changed, 0, "LOST")
+	b.close(true)
+	check(t, os.RemoveAll(filepath.Join(b.dir, "content")))
+	b.open()
+	if got := b.read(ino); got != "published" {
+		t.Fatalf("read %q", got)
+	}
+	if got := b.read(changed); got != "published too" {
+		t.Fatalf("read %q", got)
 	}
 }

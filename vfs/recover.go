@@ -145,7 +145,7 @@ func (fs *FS) reread(nd *node) (*meta.Inode, error) {
 
 // forgetBytes drops doubtful bytes that the bucket has.
 func (fs *FS) forgetBytes(nd *node, n *meta.Inode) (*meta.Inode, error) {
-	fs.log.Info("local bytes were not flushed before the machine went down; they are fetched again", "ino", n.Ino, "name", n.Name)
+	fs.log.Info("local bytes are gone, or were not flushed before the machine went down; they are fetched again", "ino", n.Ino, "name", n.Name)
 	return fs.revert(nd, func(tx *meta.Tx, n *meta.Inode) (bool, error) {
 		if n.Base.IsZero() {
 			n.Boot = 0 // an empty file has nothing to lose
