@@ -188,6 +188,21 @@ func TestDemultiplex(t *testing.T) {
 	}
 }
 
+func TestLimitedBuffer(t *testing.T) {
+	var b limitedBuffer
+	n, err := io.Copy(&b, io.LimitReader(zeroes{}, 3<<20))
+	if err != nil || n != 3<<20 || len(b.String()) != 1<<20 {
+		t.Errorf("took %d, kept %d, %v", n, len(b.String()), err)
+	}
+}
+
+type zeroes struct{}
+
+func (zeroes) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 // stopProcess ends a process that a test started and waits for its end.
 func stopProcess(t *testing.T, pid string) {
 	t.Helper()

@@ -295,12 +295,15 @@ func (l *Launcher) lookThroughProc(ctx context.Context, s Session, sources []sou
 }
 
 // limitedBuffer keeps the first MiB that is written to it: what comes from
-// inside a session is not trusted to be short.
-type limitedBuffer struct{ bytes.Buffer }
+// inside a session is not trusted to be short. The buffer is no embedded field,
+// or io.Copy would find its ReadFrom and go past Write.
+type limitedBuffer struct{ kept bytes.Buffer }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if room := 1<<20 - b.Len(); room > 0 {
-		b.Buffer.Write(p[:min(len(p), room)])
+	if room := 1<<20 - b.kept.Len(); room > 0 {
+		b.kept.Write(p[:min(len(p), room)])
 	}
 	return len(p), nil
 }
+
+func (b *limitedBuffer) String() string { return b.kept.String() }
