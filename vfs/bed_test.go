@@ -379,6 +379,9 @@ func (b *bed) publish(ino vfolder.Ino) {
 			return err
 		}
 		k := meta.RowKey{Dir: id, Name: name}
+		if o, err := tx.Row(k); err != nil || o != nil && o.Parent != 0 && (o.Parent != n.Parent || o.Name != n.Name) {
+			return err // another file's object has to move away first
+		}
 		b.bucket.set(func() {
 			if b.bucket.objects == nil {
 				b.bucket.objects = map[string][]byte{}

@@ -35,7 +35,7 @@ func (fs *FS) makeRemote(nd *node) (id content.ID, freed int64, err error) {
 	if !n.IsRegular() || n.Data == meta.DataRemote || nd.open {
 		return id, 0, busy
 	}
-	if n, err = fs.openData(nd, n); err != nil {
+	if _, err = fs.openData(nd, n); err != nil {
 		return id, 0, err
 	}
 	if !nd.absent {
