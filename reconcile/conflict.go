@@ -51,6 +51,10 @@ func (f *folder) contested(ctx context.Context, j *job, cause error) error {
 		}
 		return f.again(j, nil) // two requests crossed
 	}
+	if j.at != nil && !j.at.Absent && j.e.Row == j.p.k && j.n.IsRegular() && j.at.Gen == j.n.Gen && !j.n.Dirty {
+		// Only attributes changed here: what the other program wrote is taken.
+		return f.follow(ctx, j, in, j.p.key)
+	}
 	same, err := f.sameBytes(j, in)
 	if err != nil {
 		return err
@@ -85,7 +89,64 @@ func (f *folder) forget(ctx context.Context, j *job, cause error) error {
 		}
 		return f.again(j, nil)
 	}
+	if j.e.Row == j.p.k && j.n.IsRegular() && j.n.Data != meta.DataComplete && j.body == nil {
+		return f.lost(ctx, j)
+	}
 	return f.again(j, func(tx *meta.Tx) error { return tx.DropRow(f.root, j.p.k) })
+}
+
+// follow takes the bytes that another program put where the entry's object
+// lies, whose bytes were not changed here.
+func (f *folder) follow(ctx context.Context, j *job, in objstore.Info, key string) error {
+	if err := f.again(j, nil); !errors.Is(err, errBlocked) {
+		return err
+	}
+	_, seg := splitKey(key)
+	if err := f.replaced(ctx, j.it.Parent, change{seg, j.e.Row, j.own, j.it.Name, true}, key, in); err != nil {
+		return err
+	}
+	return f.requeue(j)
+}
+
+// requeue queues an entry that may have become another one.
+func (f *folder) requeue(j *job) error {
+	err := f.r.db.Update(func(tx *meta.Tx) error {
+		e, err := tx.Entry(j.it.Parent, j.it.Name)
+		if err != nil {
+			return err
+		}
+		n, err := tx.Inode(e.Ino)
+		if err != nil {
+			return err
+		}
+		p, err := f.place(tx, j.it.Parent, j.it.Name, n, true)
+		if err != nil || e.Row == p.k {
+			return err
+		}
+		return tx.QueuePut(j.it.Parent, j.it.Name)
+	})
+	if err := ignoreGone(err); err != nil {
+		return err
+	}
+	return errBlocked
+}
+
+// lost is called when the entry's own object is gone from the bucket. What is
+// here goes up again; a file whose bytes were only there goes too.
+func (f *folder) lost(ctx context.Context, j *job) error {
+	if err := f.again(j, nil); !errors.Is(err, errBlocked) {
+		return err
+	}
+	if !j.n.IsRegular() {
+		if err := f.r.db.Update(func(tx *meta.Tx) error { return tx.DropRow(f.root, j.e.Row) }); err != nil {
+			return err
+		}
+		return errBlocked
+	}
+	if err := f.vanished(ctx, j.it.Parent, change{"", j.e.Row, j.own, j.it.Name, false}, j.p.key); err != nil {
+		return err
+	}
+	return errBlocked
 }
 
 // sourceGone is called when the object to be copied from is not there any more
@@ -98,6 +159,12 @@ func (f *folder) sourceGone(ctx context.Context, j *job, cause error) error {
 	}
 	if !missing && in.ETag == j.src.ETag {
 		return f.again(j, nil)
+	}
+	if j.own != nil && j.own.ETag == j.src.ETag && !j.n.Dirty {
+		if missing {
+			return f.lost(ctx, j)
+		}
+		return f.follow(ctx, j, in, j.srcKey)
 	}
 	if j.n.Data == meta.DataComplete {
 		return f.again(j, func(tx *meta.Tx) error { // the row promises what the bucket does not have
@@ -174,7 +241,7 @@ func (f *folder) overwriteNext(tx *meta.Tx, j *job, in objstore.Info, vid string
 func (f *folder) keepBoth(ctx context.Context, j *job, in objstore.Info, a objstore.Attrs) error {
 	now := f.r.now()
 	name := conflictName(j.it.Name, now)
-	n := &meta.Inode{Gen: 1, AttrGen: 1, Listed: true}
+	n := &meta.Inode{Folder: f.root, Gen: 1, AttrGen: 1, Listed: true}
 	applyAttrs(n, a, false, in.Size, in.LastModified)
 	xattrs, err := f.r.readXattrs(ctx, a)
 	if err != nil {

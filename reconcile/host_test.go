@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -277,7 +278,7 @@ func (h *host) tryWrite(p, body string) error {
 		if n, err = tx.Inode(e.Ino); err != nil {
 			return err
 		}
-		if n.IsDir() {
+		if !n.IsRegular() {
 			return vfolder.Errorf(vfolder.KindIsDir, "write", p, "is a directory")
 		}
 		if n.Data != meta.DataComplete {
@@ -493,36 +494,52 @@ func (h *host) readIno(n *meta.Inode) (string, error) {
 // tree shows the folder: path to type and body.
 func (h *host) tree() map[string]string {
 	h.t.Helper()
-	out := map[string]string{}
-	h.collect(h.root, "", out)
-	return out
+	var err error
+	for range 20 { // a refresh may take names away meanwhile
+		out := map[string]string{}
+		if err = h.collect(h.root, "", out); err == nil {
+			return out
+		}
+	}
+	h.t.Fatalf("tree: %v", err)
+	return nil
 }
 
-func (h *host) collect(dir vfolder.Ino, at string, out map[string]string) {
-	h.t.Helper()
+func (h *host) collect(dir vfolder.Ino, at string, out map[string]string) error {
 	ctx := context.Background()
-	h.must(h.r.List(ctx, dir), "list", at)
+	if err := h.r.List(ctx, dir); err != nil {
+		return err
+	}
 	var names []string
-	h.must(h.db.View(func(tx *meta.Tx) error {
+	err := h.db.View(func(tx *meta.Tx) error {
 		return tx.Entries(dir, 0, func(e meta.DirEntry) bool { names = append(names, e.Name); return true })
-	}))
-	h.must(h.r.Hydrate(ctx, dir, names...), "hydrate", at)
+	})
+	if err != nil {
+		return err
+	}
+	if err := h.r.Hydrate(ctx, dir, names...); err != nil {
+		return err
+	}
 	for _, name := range names {
 		p := path.Join(at, name)
 		n, err := h.stat(p)
-		h.must(err, "stat", p)
+		if err != nil {
+			return err
+		}
 		switch n.Mode & unix.S_IFMT {
 		case unix.S_IFDIR:
 			out[p+"/"] = ""
-			h.collect(n.Ino, p, out)
+			err = h.collect(n.Ino, p, out)
 		case unix.S_IFLNK:
 			out[p] = "-> " + n.Target
 		default:
-			body, err := h.readIno(n)
-			h.must(err, "read", p)
-			out[p] = body
+			out[p], err = h.readIno(n)
+		}
+		if err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 func (h *host) check() {
@@ -572,4 +589,22 @@ func short(s string) string {
 		return s[:40] + "..."
 	}
 	return s
+}
+
+// counting counts HEADs.
+type counting struct {
+	*memStore
+	heads atomic.Int64
+}
+
+func (c *counting) Head(ctx context.Context, key string) (objstore.Info, error) {
+	c.heads.Add(1)
+	return c.memStore.Head(ctx, key)
+}
+
+func vfolderKind(err error) string {
+	if err == nil {
+		return ""
+	}
+	return vfolder.KindOf(err).String()
 }

@@ -83,6 +83,10 @@ func (l *listing) add(in objstore.Info) {
 // dirNameSuffix is put behind the name of a directory whose name a file has.
 const dirNameSuffix = "~dir"
 
+// fileNameSuffix is put behind the name of a file that comes where a directory
+// of that name is.
+const fileNameSuffix = "~file"
+
 // bodyNameSuffix is put behind a directory's name to show the bytes of an
 // object whose key ends in a slash.
 const bodyNameSuffix = "~body"

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vfolder/vfolder"
 	"github.com/vfolder/vfolder/meta"
 	"github.com/vfolder/vfolder/objstore"
@@ -151,10 +153,26 @@ func (f *folder) join(ctx context.Context, link string) error {
 	if len(members) < 2 {
 		return nil
 	}
+	best := members[0]
+	for _, m := range members[1:] {
+		if m.vid.Compare(best.vid) > 0 {
+			best = m
+		}
+	}
+	a := objstore.DecodeMeta(best.in.Meta)
+	if a.Xattrs, err = f.r.readXattrs(ctx, a); err != nil {
+		return err
+	}
+	target := ""
+	if a.HasMode && a.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if target, err = f.r.readTarget(ctx, best.in.Key, best.in); err != nil {
+			return ignoreGone(err)
+		}
+	}
 	var dropped []*meta.Inode
 	err = f.r.db.Update(func(tx *meta.Tx) error {
 		dropped = nil
-		return f.merge(tx, link, members, &dropped)
+		return f.merge(tx, link, members, best, a, target, &dropped)
 	})
 	if err != nil {
 		return err
@@ -187,6 +205,7 @@ func (f *folder) findMember(ctx context.Context, rel, link string) (m member, ok
 		return m, false, nil
 	}
 	m.in = in
+	m.in.Key = key
 	if m.vid, err = objstore.ParseVID(a.VID); err != nil {
 		return m, false, nil
 	}
@@ -252,13 +271,7 @@ func (f *folder) dirAt(ctx context.Context, prefix string) (vfolder.Ino, error) 
 
 // merge makes all members names of one inode. The bytes and attributes are
 // those of the highest version.
-func (f *folder) merge(tx *meta.Tx, link string, members []member, dropped *[]*meta.Inode) error {
-	best := members[0]
-	for _, m := range members[1:] {
-		if m.vid.Compare(best.vid) > 0 {
-			best = m
-		}
-	}
+func (f *folder) merge(tx *meta.Tx, link string, members []member, best member, a objstore.Attrs, target string, dropped *[]*meta.Inode) error {
 	ino, err := tx.Group(f.root, link)
 	if err != nil {
 		return err
@@ -275,8 +288,13 @@ func (f *folder) merge(tx *meta.Tx, link string, members []member, dropped *[]*m
 		return err
 	}
 	if n.Unhydrated || e.Ino == ino {
-		applyAttrs(n, objstore.DecodeMeta(best.in.Meta), false, best.in.Size, best.in.LastModified)
-		n.Base = best.k
+		applyAttrs(n, a, false, best.in.Size, best.in.LastModified)
+		n.Base, n.Target = best.k, target
+		for x, v := range a.Xattrs {
+			if err := tx.PutXattr(ino, x, v); err != nil {
+				return err
+			}
+		}
 	}
 	n.Link, n.Unhydrated, n.Nlink = link, false, 0
 	n.Parent, n.Name = best.p.Parent, best.p.Name
@@ -328,8 +346,12 @@ func (f *folder) memberRow(tx *meta.Tx, m member, n *meta.Inode, best objstore.V
 	row.Ino, row.ETag, row.Size, row.VID = n.Ino, m.in.ETag, m.in.Size, m.vid.String()
 	row.LastModified = m.in.LastModified.UnixNano()
 	row.Gen, row.AttrGen = n.Gen, n.AttrGen
-	if m.vid.Compare(best) < 0 {
-		row.Gen = 0
+	if m.vid.Compare(best) >= 0 {
+		return tx.PutRow(m.k, row)
 	}
-	return tx.PutRow(m.k, row)
+	row.Gen = 0
+	if err := tx.PutRow(m.k, row); err != nil {
+		return err
+	}
+	return tx.QueuePut(m.p.Parent, m.p.Name) // a writer of the group died between its names
 }

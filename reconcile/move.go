@@ -31,10 +31,16 @@ func (f *folder) clear(ctx context.Context, j *job) error {
 		return err
 	}
 	if cycle {
-		if err := f.park(ctx, j.e.Row, j.own); err != nil {
-			return err
+		err := f.park(ctx, j.e.Row, j.own)
+		switch {
+		case err == nil:
+			return errBlocked
+		case vfolder.KindOf(err) == vfolder.KindNotFound:
+			return f.lost(ctx, j)
+		case vfolder.KindOf(err) == vfolder.KindConflict:
+			return f.overtaken(ctx, j)
 		}
-		return errBlocked
+		return err
 	}
 	for _, b := range all {
 		if err := f.evict(b, j); err != nil {
@@ -49,6 +55,25 @@ func (f *folder) clear(ctx context.Context, j *job) error {
 	}
 	// What is overwritten may be the only place of bytes that somebody reads.
 	return f.rescue(ctx, j.p.k, j.at, j.n.Ino)
+}
+
+// overtaken is called when another program changed the entry's own object,
+// which was to be moved.
+func (f *folder) overtaken(ctx context.Context, j *job) error {
+	var key string
+	if err := f.r.db.View(func(tx *meta.Tx) (err error) { key, err = keyOf(tx, j.e.Row); return err }); err != nil {
+		return err
+	}
+	in, err := f.r.store.Head(ctx, key)
+	if err != nil {
+		return err
+	}
+	if j.n.IsRegular() && !j.n.Dirty && j.own.Gen == j.n.Gen {
+		return f.follow(ctx, j, in, key)
+	}
+	// It goes up from here in any case: what the other program wrote is not in
+	// our way any more once its key is not ours.
+	return f.again(j, func(tx *meta.Tx) error { return tx.DropRow(f.root, j.e.Row) })
 }
 
 // evict asks one blocker to go.
@@ -101,6 +126,103 @@ func (f *folder) expel(tx *meta.Tx, b blocker, o *meta.Row) error {
 		return nil
 	}
 	return tx.QueuePut(o.Parent, o.Name)
+}
+
+// obstructed is called when the store refuses a key because of another one: a
+// file where a directory is needed, or the reverse. What another program put
+// there is adopted under a name beside ours and moves there.
+func (f *folder) obstructed(ctx context.Context, j *job, cause error) error {
+	var dirs []vfolder.Ino
+	err := f.r.db.View(func(tx *meta.Tx) error {
+		for at := j.it.Parent; at != vfolder.RootIno; {
+			dirs = append(dirs, at)
+			n, err := tx.Inode(at)
+			if err != nil {
+				return err
+			}
+			at = n.Parent
+			if n.Ino == n.Folder || at == 0 {
+				break
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if _, err := f.r.refresh(ctx, dir); err != nil {
+			return err
+		}
+	}
+	found := false
+	err = f.r.db.Update(func(tx *meta.Tx) error {
+		found = false
+		all, err := f.blockers(tx, j.p, j.it.Parent, j.it.Name, j.n.IsDir())
+		if err != nil || len(all) > 0 {
+			found = true
+			return err
+		}
+		id, err := tx.PrefixID(j.p.key + "/")
+		if err != nil || id == 0 {
+			return err
+		}
+		var name string
+		var failed error
+		err = tx.Entries(j.it.Parent, 0, func(e meta.DirEntry) bool {
+			if e.Ino == j.n.Ino {
+				return true
+			}
+			n, err := tx.Inode(e.Ino)
+			if err != nil {
+				failed = err
+				return false
+			}
+			if n.IsDir() && n.Prefix == id {
+				name = e.Name
+			}
+			return name == ""
+		})
+		if err := errors.Join(err, failed); err != nil || name == "" {
+			return err
+		}
+		found = true
+		e, err := tx.Entry(j.it.Parent, name)
+		if err != nil {
+			return err
+		}
+		n, err := tx.Inode(e.Ino)
+		if err != nil {
+			return err
+		}
+		if err := tx.QueuePut(j.it.Parent, name); err != nil {
+			return err
+		}
+		return tx.QueueTree(n)
+	})
+	if err != nil {
+		return err
+	}
+	if !found && f.stuck(j.it) {
+		return cause
+	}
+	return errBlocked
+}
+
+// stuckAfter is how often a key may be refused without a reason to be seen
+// before that is a failure: what was in the way may just have gone.
+const stuckAfter = 3
+
+func (f *folder) stuck(it meta.Item) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name := failureKey(it)
+	f.refused[name]++
+	if f.refused[name] < stuckAfter {
+		return false
+	}
+	delete(f.refused, name)
+	return true
 }
 
 // park moves the object of an owned row out of the way, under the folder's own

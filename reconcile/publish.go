@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -331,6 +330,9 @@ func (f *folder) send(ctx context.Context, j *job) error {
 	if eerr := f.r.db.Update(func(tx *meta.Tx) error { return tx.EndWrite(f.root, j.p.k) }); eerr != nil {
 		return eerr
 	}
+	if vfolder.KindOf(err) == vfolder.KindExists {
+		return f.obstructed(ctx, j, err)
+	}
 	return err
 }
 
@@ -544,6 +546,3 @@ func (f *folder) published(tx *meta.Tx, k meta.RowKey, row *meta.Row, n *meta.In
 	}
 	return tx.PutInode(n)
 }
-
-// errStop ends the reading of a body early.
-var errStop = fmt.Errorf("enough: %w", io.EOF)

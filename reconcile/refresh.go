@@ -426,9 +426,9 @@ func (f *folder) appeared(ctx context.Context, dir vfolder.Ino, name string, c c
 			return nil
 		}
 	}
-	adopted := false
+	adopted, was := false, name
 	err := f.r.db.Update(func(tx *meta.Tx) error {
-		adopted = false
+		adopted, name = false, was
 		prefix, seg := splitKey(key)
 		id, err := tx.MakePrefix(prefix)
 		if err != nil {
@@ -449,22 +449,34 @@ func (f *folder) appeared(ctx context.Context, dir vfolder.Ino, name string, c c
 			if _, err := tx.Entry(dir, name); !errors.Is(err, vfolder.KindNotFound) {
 				return err
 			}
-		case err == nil && e.Row.IsZero() && e.Item != 0:
-			return nil // made here too: publishing it keeps both
 		case err == nil && e.Type == unix.S_IFDIR:
-			name += bodyNameSuffix
+			name += fileNameSuffix
 			if _, err := tx.Entry(dir, name); !errors.Is(err, vfolder.KindNotFound) {
 				return err
 			}
 		case err == nil:
-			return nil
+			return nil // made here too, or on its way: publishing it keeps both
 		case !errors.Is(err, vfolder.KindNotFound):
 			return err
 		}
 		listed := in
 		listed.Key, listed.IsPrefix = key, isDir
 		adopted = true
-		return f.adoptListed(tx, dir, name, k, listed, f.r.now())
+		if err := f.adoptListed(tx, dir, name, k, listed, f.r.now()); err != nil || name == was {
+			return err
+		}
+		// The name is ours: what came moves to the name that it is shown under.
+		if err := tx.QueuePut(dir, name); err != nil || !isDir {
+			return err
+		}
+		if e, err = tx.Entry(dir, name); err != nil {
+			return err
+		}
+		n, err := tx.Inode(e.Ino)
+		if err != nil {
+			return err
+		}
+		return tx.QueueTree(n)
 	})
 	if err != nil || !adopted {
 		return ignoreGone(err)

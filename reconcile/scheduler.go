@@ -45,8 +45,9 @@ type folder struct {
 	locks    map[string]bool // of keys and inodes that something is under way for
 	wanted   map[meta.RowKey]bool
 	failures map[string]*failure
-	blocked  bool // something waits for another thing to finish
-	urgent   int  // syncs and drains under way: nothing waits to settle
+	refused  map[string]int // how often a key was refused without a reason to be seen
+	blocked  bool           // something waits for another thing to finish
+	urgent   int            // syncs and drains under way: nothing waits to settle
 	uploads  map[vfolder.Ino]time.Duration
 	frozen   map[vfolder.Ino]*Frozen // cut by a sync
 	notes    []Conflict
@@ -96,7 +97,7 @@ func newFolder(r *Reconciler, m *meta.Folder) *folder {
 	f := &folder{
 		r: r, root: m.Root, id: m.Record.ID, name: m.Record.Name, prefix: m.Record.Prefix,
 		wakeup: make(chan struct{}, 1), stale: true,
-		flying: map[uint64]bool{}, locks: map[string]bool{}, wanted: map[meta.RowKey]bool{}, failures: map[string]*failure{},
+		flying: map[uint64]bool{}, locks: map[string]bool{}, wanted: map[meta.RowKey]bool{}, failures: map[string]*failure{}, refused: map[string]int{},
 		uploads: map[vfolder.Ino]time.Duration{}, frozen: map[vfolder.Ino]*Frozen{}, changed: make(chan struct{}),
 	}
 	f.ctx, f.cancel = context.WithCancel(r.ctx)
@@ -342,6 +343,7 @@ func (f *folder) look(now time.Time) (time.Duration, error) {
 	} else {
 		clear(f.wanted)
 		clear(f.failures)
+		clear(f.refused)
 		clear(f.uploads)
 	}
 	if f.blocked {
