@@ -287,7 +287,7 @@ func (f *folder) merge(tx *meta.Tx, link string, members []member, best member, 
 	if err != nil {
 		return err
 	}
-	if n.Unhydrated || e.Ino == ino {
+	if n.Unhydrated || n.Link == "" && !n.Dirty {
 		applyAttrs(n, a, false, best.in.Size, best.in.LastModified)
 		n.Base, n.Target = best.k, target
 		for x, v := range a.Xattrs {
