@@ -139,9 +139,16 @@ user_bus() {
 
 # ---------------------------------------------------------------------- story
 
-# run prints a command as a person would type it, then does it.
+# run prints a command as a person would type it, to descriptor 3 so that its
+# output can be sent elsewhere, then does it.
 run() {
-	printf '$ %s\n' "$(printf '%q ' "$@" | sed 's/ $//')"
+	local word line=''
+	for word in "$@"; do
+		[ "$word" != "$here/s3get" ] || word=scripts/s3get
+		[[ $word =~ ^[A-Za-z0-9_./:=-]+$ ]] || word=${word@Q}
+		line+=" $word"
+	done
+	printf '$%s\n' "$line" >&3
 	"$@"
 }
 
@@ -204,8 +211,12 @@ play() {
 
 	step "The storage daemon, with its own object store"
 	run vfolder daemon start
+	for _ in $(seq 100); do
+		status=$(vfolder daemon status --format json)
+		[ "$(field store.reachable <<<"$status")" != True ] || break
+		sleep .1
+	done
 	run vfolder daemon status
-	status=$(vfolder daemon status --format json)
 	expect "the folders' mount is live" "$(field mounted <<<"$status")" True
 	expect "the object store answers" "$(field store.reachable <<<"$status")" True
 
@@ -275,4 +286,5 @@ play() {
 	pass "the mount is gone"
 }
 
+exec 3>&1
 if [ -n "$story" ]; then play; else prepare; fi
