@@ -54,7 +54,6 @@ func (c *Client) Get(ctx context.Context, key string, off, length int64, ifMatch
 		return nil, Info{}, err
 	}
 	in := infoOf(obj)
-	want := in.Size
 	if whole, ok := wholeSize(header); ok {
 		in.Size = whole
 	} else if off > 0 {
@@ -63,10 +62,9 @@ func (c *Client) Get(ctx context.Context, key string, off, length int64, ifMatch
 		cancel(nil)
 		return nil, Info{}, vfolder.Errorf(vfolder.KindUnsupported, "get", key, "the store answered a range with the whole object")
 	}
+	want := in.Size - off
 	if length > 0 {
-		want = min(length, in.Size-off)
-	} else {
-		want = in.Size - off
+		want = min(length, want)
 	}
 	stall.limit = c.cfg.Stall
 	return &bodyStream{c: c, ctx: ctx, cancel: cancel, stall: stall, body: body, key: key, left: want}, in, nil
