@@ -56,11 +56,13 @@ func openFolder(ctx context.Context, name, dir, bin string) (target, error) {
 		return err
 	}
 	f.stop = func() error {
-		_, err := f.vfolder(context.Background(), "daemon", "stop")
-		return errors.Join(err, os.RemoveAll(runtime))
+		if _, err := f.vfolder(context.Background(), "daemon", "stop"); err != nil {
+			return err // the mount may be live: nothing is removed
+		}
+		return os.RemoveAll(runtime)
 	}
 	if _, err := f.vfolder(ctx, "daemon", "start"); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(runtime))
+		return nil, err
 	}
 	if _, err = f.vfolder(ctx, "folder", "create", benchFolder); err == nil {
 		f.path, err = f.vfolder(ctx, "folder", "path", benchFolder)

@@ -115,8 +115,14 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	var open []target
 	defer func() {
+		var left error
 		for i := len(open) - 1; i >= 0; i-- {
-			err = errors.Join(err, open[i].close())
+			left = errors.Join(left, open[i].close())
+		}
+		if left != nil {
+			// Something may still be mounted below: removing would reach into it.
+			err = errors.Join(err, left, fmt.Errorf("%s is left as it is", scratch))
+			return
 		}
 		err = errors.Join(err, os.RemoveAll(scratch))
 	}()

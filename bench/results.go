@@ -26,10 +26,12 @@ type results struct {
 	Seconds float64  `json:"seconds"`
 	When    string   `json:"when"`
 	Rows    []*row   `json:"rows"`
+
+	last map[string]string // by target: the row that it added last
 }
 
 func newResults(o options, ts []target) *results {
-	r := &results{Quick: o.quick, When: time.Now().UTC().Format(time.RFC3339)}
+	r := &results{Quick: o.quick, When: time.Now().UTC().Format(time.RFC3339), last: map[string]string{}}
 	for _, t := range ts {
 		r.Targets = append(r.Targets, t.name())
 	}
@@ -45,12 +47,19 @@ func (r *results) row(name string) *row {
 	return nil
 }
 
+// add notes a value. A new row goes below the one that its target added before,
+// so that rows which not every target has stand where they belong.
 func (r *results) add(target, name, unit string, v float64) {
 	x := r.row(name)
 	if x == nil {
 		x = &row{Name: name, Unit: unit, Values: map[string][]float64{}}
-		r.Rows = append(r.Rows, x)
+		at := len(r.Rows)
+		if i := slices.IndexFunc(r.Rows, func(y *row) bool { return y.Name == r.last[target] }); i >= 0 {
+			at = i + 1
+		}
+		r.Rows = slices.Insert(r.Rows, at, x)
 	}
+	r.last[target] = name
 	x.Values[target] = append(x.Values[target], v)
 }
 

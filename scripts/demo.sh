@@ -187,13 +187,17 @@ story_end() {
 	if [ $rc != 0 ]; then
 		local s
 		for s in demo1 demo2; do vfolder session delete --no-wait $s >/dev/null 2>&1 || :; done
-		vfolder daemon stop --no-wait >/dev/null 2>&1 || :
+		if ! vfolder daemon stop --no-wait >/dev/null 2>&1 && [ -n "$daemon" ]; then
+			kill -KILL "$daemon" 2>/dev/null || :
+			fusermount3 -uz "$VFOLDER_DAEMON_RUN_DIR/mnt" 2>/dev/null || :
+		fi
 	fi
 	rm -rf "$scratch"
 	exit $rc
 }
 
 play() {
+	daemon=''
 	local text='file inside user2-vfolder' s status bucket prefix image=localhost/vfolder-session:latest
 	[ "$(id -u)" != 0 ] || fail "the story is an unprivileged user's"
 	PATH=${VFOLDER_BIN:-$here}:$PATH
@@ -217,6 +221,7 @@ play() {
 		sleep .1
 	done
 	run vfolder daemon status
+	daemon=$(field pid <<<"$status")
 	expect "the folders' mount is live" "$(field mounted <<<"$status")" True
 	expect "the object store answers" "$(field store.reachable <<<"$status")" True
 
