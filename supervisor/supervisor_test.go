@@ -212,13 +212,12 @@ func newStore(t *testing.T, path string) *store {
 }
 
 // receive takes messages until done says so.
-func (s *store) receive(t *testing.T, done func() bool) {
-	t.Helper()
+func (s *store) receive(done func() bool) error {
 	for !done() {
 		text, rights := make([]byte, 4096), make([]byte, 256)
 		n, rn, _, _, err := unix.Recvmsg(s.fd, text, rights, unix.MSG_CMSG_CLOEXEC)
 		if err != nil {
-			t.Fatal("systemd's socket: ", err)
+			return fmt.Errorf("systemd's socket: %w", err)
 		}
 		message := string(text[:n])
 		_, name, _ := strings.Cut(message, "FDNAME=")
@@ -231,17 +230,18 @@ func (s *store) receive(t *testing.T, done func() bool) {
 		case strings.HasPrefix(message, "FDSTORE=1"):
 			messages, err := unix.ParseSocketControlMessage(rights[:rn])
 			if err != nil {
-				t.Fatal(err)
+				return err
 			}
 			fds, err := unix.ParseUnixRights(&messages[0])
 			if err != nil {
-				t.Fatal(err)
+				return err
 			}
 			s.files[name] = fds[0]
 		case strings.HasPrefix(message, "READY=1"):
 			s.ready = true
 		}
 	}
+	return nil
 }
 
 // With systemd's store the supervisor ends on SIGTERM, or is killed, and the
@@ -250,13 +250,12 @@ func TestMountOutlivesSupervisorInStore(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "notify")
 	systemd := newStore(t, socket)
 	h := newHost(t, "NOTIFY_SOCKET="+socket)
-	received := make(chan struct{})
-	go func() {
-		defer close(received)
-		systemd.receive(t, func() bool { return systemd.ready })
-	}()
+	received := make(chan error, 1)
+	go func() { received <- systemd.receive(func() bool { return systemd.ready }) }()
 	h.start()
-	<-received
+	if err := <-received; err != nil {
+		t.Fatal(err)
+	}
 	churn := fusetest.StartClient(t, "churn", filepath.Join(h.mnt, "a"))
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		if err := h.cmd.Process.Signal(s); err != nil {
@@ -266,7 +265,9 @@ func TestMountOutlivesSupervisorInStore(t *testing.T) {
 			ended := make(chan struct{})
 			go func() { defer close(ended); _ = h.cmd.Wait() }()
 			delete(systemd.files, stateName)
-			systemd.receive(t, func() bool { return len(systemd.files) == 1+filesPerMount })
+			if err := systemd.receive(func() bool { return len(systemd.files) == 1+filesPerMount }); err != nil {
+				t.Fatal(err)
+			}
 			<-ended
 		} else {
 			_ = h.cmd.Wait()
@@ -282,13 +283,11 @@ func TestMountOutlivesSupervisorInStore(t *testing.T) {
 			"NOTIFY_SOCKET=" + socket, fmt.Sprint("LISTEN_FDS=", len(files)), "LISTEN_FDNAMES=" + strings.Join(names, ":"), envListenSelf + "=1",
 		}
 		systemd.ready, systemd.files = false, make(map[string]int)
-		received := make(chan struct{})
-		go func() {
-			defer close(received)
-			systemd.receive(t, func() bool { return systemd.ready })
-		}()
+		go func() { received <- systemd.receive(func() bool { return systemd.ready }) }()
 		h.start(files...)
-		<-received
+		if err := <-received; err != nil {
+			t.Fatal(err)
+		}
 		for _, f := range files {
 			_ = f.Close()
 		}
@@ -296,8 +295,11 @@ func TestMountOutlivesSupervisorInStore(t *testing.T) {
 	if err := churn.Stop(); err != nil {
 		t.Error("workload: ", err)
 	}
-	go systemd.receive(t, func() bool { return len(systemd.files) == 0 })
+	go func() { received <- systemd.receive(func() bool { return len(systemd.files) == 0 }) }()
 	h.stop()
+	if err := <-received; err != nil {
+		t.Error(err)
+	}
 }
 
 // A mount whose daemon is gone for good is cleared away; a live one, and one of
