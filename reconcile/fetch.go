@@ -116,6 +116,9 @@ func (r *Reconciler) base(ino vfolder.Ino) (key string, row *meta.Row, size int6
 		if row == nil || row.Absent || row.Ino != ino || row.ETag == "" {
 			return vfolder.Errorf(vfolder.KindStale, "fetch", n.Name, "the bucket does not hold this version any more")
 		}
+		if f := r.folder(n.Folder); f != nil {
+			f.use()
+		}
 		size = row.Size
 		key, err = keyOf(tx, n.Base)
 		return err

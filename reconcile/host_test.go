@@ -459,15 +459,7 @@ func (h *host) trySync() error {
 	return h.r.Sync(ctx, h.root, nil)
 }
 
-// read returns a file's bytes, local or remote.
-func (h *host) read(p string) (string, error) {
-	n, err := h.stat(p)
-	if err != nil {
-		return "", err
-	}
-	return h.readIno(n)
-}
-
+// readIno returns a file's bytes, local or remote.
 func (h *host) readIno(n *meta.Inode) (string, error) {
 	if !n.IsRegular() || n.Size == 0 {
 		return "", nil

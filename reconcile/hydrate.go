@@ -47,6 +47,7 @@ func (r *Reconciler) List(ctx context.Context, dir vfolder.Ino) error {
 	if err != nil {
 		return err
 	}
+	f.use()
 	return r.share(ctx, fmt.Sprintf("list %d", dir), func(ctx context.Context) error { return f.list(ctx, dir) })
 }
 
@@ -357,6 +358,7 @@ func (r *Reconciler) Hydrate(ctx context.Context, parent vfolder.Ino, names ...s
 	if err != nil {
 		return err
 	}
+	f.use()
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex // guards first

@@ -76,6 +76,7 @@ func (r *Reconciler) Writable(ctx context.Context, root vfolder.Ino) error {
 	if f.lease.local.Load() {
 		return nil
 	}
+	f.use()
 	return f.lease.acquire(ctx, true)
 }
 

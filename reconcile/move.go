@@ -151,7 +151,7 @@ func (f *folder) obstructed(ctx context.Context, j *job, cause error) error {
 		return err
 	}
 	for _, dir := range dirs {
-		if _, err := f.r.refresh(ctx, dir); err != nil {
+		if err := f.r.refresh(ctx, dir); err != nil {
 			return err
 		}
 	}

@@ -268,7 +268,7 @@ func (r *Reconciler) onItem(root vfolder.Ino) {
 // Settle implements vfs.Remote: something may have become ready to publish.
 func (r *Reconciler) Settle(root vfolder.Ino) {
 	if f := r.folder(root); f != nil {
-		f.used.Store(int64(r.cfg.Clock()))
+		f.use()
 		f.rescan()
 	}
 }

@@ -63,10 +63,14 @@ func (r *Reconciler) touch(dir vfolder.Ino, soon bool) {
 	d.soon = d.soon || soon
 	w.mu.Unlock()
 	if wake {
-		select {
-		case w.wake <- struct{}{}:
-		default:
-		}
+		w.rouse()
+	}
+}
+
+func (w *watchlist) rouse() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -106,11 +110,56 @@ func (w *watchlist) due(now, every time.Duration) (dirs []vfolder.Ino, wait time
 	return dirs, wait
 }
 
-// refreshLoop lists directories in use, and now and then whole folders in use.
+// A folder is in use for so long after the serving side last asked for
+// something. The kernel answers much by itself, so that this is generous.
+const activeFor = 10 * time.Minute
+
+// How much of the time goes into listing whole folders, as one part in so many:
+// what a listing costs grows with the folder.
+const (
+	scanShare     = 30
+	scanShareIdle = 100
+	// scanBusy is how many pending changes put a listing off: the changes ask
+	// for the keys that matter by themselves.
+	scanBusy = 500
+)
+
+// use notes that something of a folder was asked for.
+func (f *folder) use() {
+	now := int64(f.r.cfg.Clock())
+	if was := f.used.Swap(now); now-was > int64(activeFor) {
+		f.r.watch.rouse()
+	}
+}
+
+// scanDue says how long it is until the whole folder is to be listed again.
+func (f *folder) scanDue(now time.Duration) time.Duration {
+	every := max(f.r.cfg.RescanEvery, scanShareIdle*f.scanTook)
+	if now-time.Duration(f.used.Load()) <= activeFor {
+		every = min(every, max(f.r.cfg.RefreshEvery, scanShare*f.scanTook))
+	}
+	return f.scannedAt + every - now
+}
+
+// scan lists a whole folder, unless much is pending.
+func (f *folder) scan(ctx context.Context) error {
+	start := f.r.cfg.Clock()
+	f.scannedAt = start
+	pending := 0
+	err := f.r.db.View(func(tx *meta.Tx) (err error) { pending, err = tx.CountItems(f.root, scanBusy); return err })
+	if err != nil || pending >= scanBusy {
+		return err
+	}
+	err = f.rescanAll(ctx)
+	f.scannedAt = f.r.cfg.Clock()
+	f.scanTook = f.scannedAt - start
+	return err
+}
+
+// refreshLoop lists directories and folders in use again and again.
 func (r *Reconciler) refreshLoop() {
 	defer r.wg.Done()
-	wait := r.cfg.RescanEvery
-	whole := r.cfg.Clock() + r.cfg.RescanEvery
+	wait := r.cfg.RefreshEvery
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	for {
@@ -126,60 +175,50 @@ func (r *Reconciler) refreshLoop() {
 			continue
 		}
 		now := r.cfg.Clock()
-		dirs, next := r.watch.due(now, r.cfg.RefreshEvery)
-		used := map[vfolder.Ino]bool{}
+		var dirs []vfolder.Ino
+		dirs, wait = r.watch.due(now, r.cfg.RefreshEvery)
 		for _, dir := range dirs {
-			if root, err := r.refresh(r.ctx, dir); err != nil {
+			if err := r.refresh(r.ctx, dir); err != nil {
 				r.outage.note(r.now(), err)
 				r.log.Debug("a directory was not listed again", "dir", dir, "err", err)
-			} else {
-				used[root] = true
 			}
 		}
-		for root := range used {
-			if f := r.folder(root); f != nil {
-				f.used.Store(int64(now))
-			}
-		}
-		if now >= whole {
-			whole = now + r.cfg.RescanEvery
-			for _, f := range r.all() {
-				if now-time.Duration(f.used.Load()) > watchIdle {
-					continue
-				}
-				if err := f.rescanAll(r.ctx); err != nil {
+		for _, f := range r.all() {
+			if f.scanDue(now) <= 0 {
+				if err := f.scan(r.ctx); err != nil && r.ctx.Err() == nil {
 					r.outage.note(r.now(), err)
 					r.log.Info("a folder was not listed again", "folder", f.name, "err", err)
 				}
 			}
+			wait = min(wait, f.scanDue(r.cfg.Clock()))
 		}
-		wait = max(min(next, whole-r.cfg.Clock()), 10*time.Millisecond)
+		wait = max(wait, 10*time.Millisecond)
 	}
 }
 
 // refresh lists one directory and takes what others changed into the index.
-func (r *Reconciler) refresh(ctx context.Context, dir vfolder.Ino) (vfolder.Ino, error) {
+func (r *Reconciler) refresh(ctx context.Context, dir vfolder.Ino) error {
 	n, err := r.inode(dir)
 	if errors.Is(err, vfolder.KindStale) || err == nil && (!n.Listed || n.Nlink == 0) {
-		return 0, nil
+		return nil
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
 	f, err := r.of(n)
 	if err != nil {
-		return 0, nil
+		return nil
 	}
 	var prefix string
 	err = r.db.View(func(tx *meta.Tx) (err error) { prefix, err = f.dirPrefix(tx, n, false); return err })
 	if err != nil {
-		return f.root, ignoreGone(err)
+		return ignoreGone(err)
 	}
 	l, err := r.readListing(ctx, prefix)
 	if err != nil {
-		return f.root, err
+		return err
 	}
-	return f.root, f.compare(ctx, dir, l)
+	return f.compare(ctx, dir, l)
 }
 
 // change is a difference between a listing and the index, as it was when it was
@@ -498,6 +537,7 @@ func (f *folder) replaced(ctx context.Context, dir vfolder.Ino, c change, key st
 		return f.restamp(c, in) // the listing was older than our own write
 	}
 	var old *meta.Inode
+	var marker vfolder.Ino
 	ours, adopted := false, false
 	err := f.r.db.Update(func(tx *meta.Tx) error {
 		old, ours, adopted = nil, false, false
@@ -514,6 +554,7 @@ func (f *folder) replaced(ctx context.Context, dir vfolder.Ino, c change, key st
 			return err
 		}
 		if n.IsDir() {
+			marker = n.Ino
 			return f.markerReplaced(tx, o, c.k, e, n, in, a)
 		}
 		stale := false
@@ -538,6 +579,9 @@ func (f *folder) replaced(ctx context.Context, dir vfolder.Ino, c change, key st
 		listed.Key, listed.IsPrefix = key, false
 		return f.adoptListed(tx, dir, c.name, c.k, listed, f.r.now())
 	})
+	if marker != 0 {
+		f.r.local.Changed(marker)
+	}
 	if err != nil || ours || !adopted {
 		return ignoreGone(err)
 	}

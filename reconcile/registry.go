@@ -22,10 +22,9 @@ const (
 	recordBytes = 64 << 10 // of a folder's record
 )
 
-// registry remembers the folder records as last read.
+// registry orders the changes and readings of the folder records.
 type registry struct {
-	mu    sync.Mutex // one change or reading at a time
-	etags map[string]string
+	mu sync.Mutex
 }
 
 type formatRecord struct {

@@ -33,9 +33,13 @@ type folder struct {
 	wg     sync.WaitGroup // items under way
 	wakeup chan struct{}
 	used   atomic.Int64 // Config.Clock when the folder was last used
-	lease  lease
-	links  linkCache
-	seg    segmentState
+	// Of the goroutine that lists folders: Config.Clock of the last whole
+	// listing, and how long it took.
+	scannedAt, scanTook time.Duration
+
+	lease lease
+	links linkCache
+	seg   segmentState
 
 	mu       sync.Mutex
 	stopping bool
@@ -105,6 +109,8 @@ func newFolder(r *Reconciler, m *meta.Folder) *folder {
 	f.links.init()
 	f.seg.init()
 	f.lastWork = r.cfg.Clock()
+	f.scannedAt = f.lastWork
+	f.used.Store(int64(f.lastWork))
 	return f
 }
 

@@ -71,6 +71,16 @@ func (s *segmentState) wrote(f *folder) {
 	}
 }
 
+// soon makes the next segment due once what was just written is old enough.
+func (s *segmentState) soon(f *folder) {
+	s.state.Lock()
+	if s.dirty {
+		s.last = min(s.last, f.r.cfg.Clock()-f.r.cfg.SegmentEvery+hintAge+time.Second)
+	}
+	s.state.Unlock()
+	f.wake()
+}
+
 // due writes a segment when it is time, and says when it will be.
 func (s *segmentState) due(f *folder) time.Duration {
 	s.state.Lock()
@@ -129,12 +139,13 @@ func (f *folder) writeSegment(ctx context.Context) error {
 	}
 	enc := json.NewEncoder(zw)
 	enc.SetEscapeHTML(false)
-	lines := 0
+	lines, young := 0, false
 	for _, prefix := range []string{f.prefix, f.own("long/")} {
 		for in, err := range f.r.store.List(ctx, prefix, "", false) {
 			if err != nil {
 				return err
 			}
+			young = young || f.r.now().Sub(in.LastModified) < hintAge
 			h, ok, err := f.hintOf(in, all)
 			if err != nil {
 				return err
@@ -150,6 +161,9 @@ func (f *folder) writeSegment(ctx context.Context) error {
 	}
 	if err := zw.Close(); err != nil {
 		return err
+	}
+	if young {
+		f.seg.wrote(f) // these are for the next one
 	}
 	if lines == 0 {
 		return nil

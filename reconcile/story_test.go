@@ -237,10 +237,9 @@ func TestLongKeys(t *testing.T) {
 			t.Errorf("a key of %d bytes", len(k))
 		}
 	}
-	want := h.tree()
 	h.rename(strings.Repeat("d", 200), "top")
 	h.sync()
-	want = h.tree()
+	want := h.tree()
 	h.check()
 	h.close()
 	h2 := newHost(t, "host-b", s, fast())

@@ -59,7 +59,7 @@ func (r *Reconciler) Sync(ctx context.Context, root vfolder.Ino, progress func(l
 			break
 		}
 	}
-	f.flushSegments(ctx)
+	f.seg.soon(f)
 	progress(0, 0)
 	return partial(f.name, bad)
 }
