@@ -3,6 +3,7 @@ package fusefs
 import (
 	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -45,7 +46,7 @@ func Handshake(fd int) ([]byte, error) { return handshake(fd, wantedCaps) }
 
 func handshake(fd int, want uint64) ([]byte, error) {
 	buf := make([]byte, MaxWrite+4096)
-	n, err := readDevice(fd, buf)
+	n, err := readDevice(fd, buf, nil)
 	if err != nil {
 		return nil, &vfolder.Error{Op: "fuse init", Err: err}
 	}
@@ -60,12 +61,15 @@ func handshake(fd int, want uint64) ([]byte, error) {
 }
 
 // readDevice reads one request, retrying what a signal or a withdrawn request
-// interrupted.
-func readDevice(fd int, buf []byte) (int, error) {
+// interrupted, until quit (nil: never) is set: then it is EINTR.
+func readDevice(fd int, buf []byte, quit *atomic.Bool) (int, error) {
 	for {
 		n, err := unix.Read(fd, buf)
 		switch err {
 		case unix.EINTR, unix.ENOENT, unix.EAGAIN:
+			if quit != nil && quit.Load() {
+				return 0, unix.EINTR
+			}
 			continue
 		case nil:
 			if n < headerSize {

@@ -14,7 +14,6 @@ import (
 const (
 	notifyInvalInode = 2
 	notifyInvalEntry = 3
-	notifyRetrieve   = 5
 	notifyResend     = 7
 	notifyIncEpoch   = 8
 
@@ -189,10 +188,4 @@ func notifyEntry(fd int, parent vfolder.Ino, name string) error {
 	sizes := binary.NativeEndian.AppendUint32(nil, uint32(len(name)))
 	sizes = binary.NativeEndian.AppendUint32(sizes, 0) // flags
 	return notify(fd, notifyInvalEntry, words(uint64(parent)), sizes, append([]byte(name), 0))
-}
-
-// notifyWake makes the kernel queue one NOTIFY_REPLY request, which ends one
-// reader's wait: it asks for none of the root's cached bytes.
-func notifyWake(fd int) error {
-	return notify(fd, notifyRetrieve, words(0, uint64(vfolder.RootIno), 0, 0))
 }

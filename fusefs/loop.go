@@ -63,7 +63,7 @@ func (s *Server) reader(in []byte) {
 	t.blockFn = t.block
 	t.req.Block = t.blockFn
 	for !s.draining.Load() {
-		n, err := readDevice(s.fd, t.in)
+		n, err := readDevice(s.fd, t.in, &s.draining)
 		if err != nil {
 			s.stopped(err)
 			break
@@ -79,7 +79,7 @@ func (s *Server) reader(in []byte) {
 // stopped notes why a reader ends. ENODEV is the unmounted device, ECONNABORTED
 // the same through the control file system.
 func (s *Server) stopped(err error) {
-	if err == unix.ENODEV || err == unix.ECONNABORTED {
+	if err == unix.ENODEV || err == unix.ECONNABORTED || err == unix.EINTR { // EINTR: Drain
 		return
 	}
 	s.mu.Lock()

@@ -288,7 +288,7 @@ func (t *task) ioctl() (int, error) { return 0, unix.ENOTTY }
 
 func (t *task) destroy() (int, error) { return 0, nil }
 
-// notifyReply answers notifyWake: being read was its purpose.
+// notifyReply answers a question that this server never asks.
 func (t *task) notifyReply() (int, error) { return 0, nil }
 
 // interrupt has no reply.

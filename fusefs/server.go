@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,9 @@ const (
 
 // ErrDrained is what Serve returns after Drain.
 var ErrDrained = errors.New("handed over")
+
+// wakeAgain is how often Drain interrupts readers that are still waiting.
+const wakeAgain = 5 * time.Millisecond
 
 // Config is what a Server needs besides its FS.
 type Config struct {
@@ -228,17 +232,26 @@ func (s *Server) Serve() error {
 // over without anybody noticing. When ctx ends first, handlers go on.
 func (s *Server) Drain(ctx context.Context) error {
 	s.draining.Store(true)
-	for range s.cfg.Readers {
-		// A reader that got a real request instead leaves its wake-up to the
-		// next worker, which ignores it.
-		if err := notifyWake(s.fd); err != nil {
-			break // unmounted: readers end by themselves
-		}
+	if err := prepareWake(); err != nil {
+		return err
 	}
-	select {
-	case <-s.done:
-		return nil
-	case <-ctx.Done():
-		return &vfolder.Error{Op: "hand over", Kind: vfolder.KindTimeout, Err: ctx.Err()}
+	again := time.NewTicker(wakeAgain)
+	defer again.Stop()
+	for {
+		s.mu.Lock()
+		reading := s.active > 0
+		s.mu.Unlock()
+		if reading {
+			if err := wakeReaders(); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-s.done:
+			return nil
+		case <-ctx.Done():
+			return &vfolder.Error{Op: "hand over", Kind: vfolder.KindTimeout, Err: ctx.Err()}
+		case <-again.C:
+		}
 	}
 }
