@@ -29,7 +29,8 @@ echo 'root:x:0:0:root:/root:/bin/sh
 work:x:1000:1000:work:/home/work:/bin/sh' >root/etc/passwd
 echo 'root:x:0:
 work:x:1000:' >root/etc/group
-tar --owner=0 --group=0 -C root -cf image.tar .`
+tar --owner=0 --group=0 -C root --exclude=./home/work -cf image.tar .
+tar --owner=1000 --group=1000 -C root -rf image.tar ./home/work`
 	cmd := exec.Command("bash", "-euc", script)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
