@@ -170,6 +170,7 @@ func run(ctx context.Context, o options) (err error) {
 // runOne runs a workload in a directory (or below a key prefix) of its own,
 // which it removes again.
 func runOne(ctx context.Context, w workload, t target, in *input, rep int, res *results) error {
+	delete(res.last, t.name()) // a workload's rows start at the end
 	r := &runner{ctx: ctx, in: in, name: fmt.Sprintf("%s-%d", w.name, rep), res: res, target: t.name()}
 	switch t := t.(type) {
 	case interface{ place() *directory }:

@@ -269,8 +269,10 @@ play() {
 	run "$here/s3get" "$bucket/$prefix"
 	"$here/s3get" "$bucket/$prefix" | grep -qx "${prefix}test_file" || fail "the S3 client lists the file"
 	pass "the S3 client lists the file"
-	run "$here/s3get" "$bucket/${prefix}test_file" >"$scratch/by-s3" || fail "the S3 client reads the file"
-	run vfolder cat user2-vfolder:test_file >"$scratch/by-vfolder" || fail "vfolder reads the file"
+	run "$here/s3get" "$bucket/${prefix}test_file" | tee "$scratch/by-s3"
+	echo
+	run vfolder cat user2-vfolder:test_file | tee "$scratch/by-vfolder"
+	echo
 	expect "the S3 client reads what was written" "$(cat "$scratch/by-s3")" "$text"
 	cmp "$scratch/by-s3" "$scratch/by-vfolder" || fail "vfolder and the S3 client read the same bytes"
 	pass "vfolder and the S3 client read the same bytes"
