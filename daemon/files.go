@@ -15,6 +15,7 @@ import (
 	"github.com/vfolder/vfolder"
 	"github.com/vfolder/vfolder/control"
 	"github.com/vfolder/vfolder/fusefs"
+	"github.com/vfolder/vfolder/vfs"
 )
 
 // Tree is what file access through the control API needs of the folder tree;
@@ -25,6 +26,21 @@ type Tree interface {
 	// KindAccess.
 	Resolve(ctx context.Context, folder, path string, follow bool) (fusefs.Attr, error)
 	fusefs.FS
+}
+
+// known is the tree with the folders of the bucket: one that this host has not
+// seen yet is looked for before it is said not to exist.
+type known struct {
+	*vfs.FS
+	w *worker
+}
+
+// Resolve implements Tree.
+func (k known) Resolve(ctx context.Context, folder, path string, follow bool) (fusefs.Attr, error) {
+	if _, err := k.w.find(ctx, folder); err != nil {
+		return fusefs.Attr{}, err
+	}
+	return k.FS.Resolve(ctx, folder, path, follow)
 }
 
 // writeChunk is how much of a file is handed to the tree at once, in bytes.

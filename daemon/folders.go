@@ -65,15 +65,15 @@ func (w *worker) find(ctx context.Context, name string) (*meta.Folder, error) {
 	if f != nil || err != nil {
 		return f, err
 	}
-	if r := w.bucket.Load(); r != nil {
-		if err := r.SyncRegistry(ctx); err == nil {
-			f, err = look()
-			if f != nil || err != nil {
-				return f, err
-			}
-		} else if ctx.Err() != nil {
-			return nil, err
-		}
+	r, err := w.bucketNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.SyncRegistry(ctx); err != nil {
+		return nil, err
+	}
+	if f, err := look(); f != nil || err != nil {
+		return f, err
 	}
 	return nil, &vfolder.Error{
 		Op: "folder", Kind: vfolder.KindNotFound, Path: name, Err: errors.New("there is no such folder"), Fix: "vfolder folder create " + name,

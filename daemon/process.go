@@ -54,6 +54,9 @@ func (w *worker) storeStatus(ctx context.Context) control.StoreStatus {
 		if vfolder.KindOf(err) == vfolder.KindNotFound {
 			err = nil
 		}
+		if err == nil && w.bucket.Load() == nil {
+			err = errors.New("the folders of the bucket are being looked up")
+		}
 	}
 	st.Reachable = err == nil
 	if err != nil {

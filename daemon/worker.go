@@ -104,7 +104,7 @@ func RunWorker(ctx context.Context, cfg *config.Config, program string) (code in
 	}
 	_ = os.Remove(failurePath(cfg))
 	api := control.NewServer(control.Services{
-		Folders: folders{w}, Files: files{w.fs}, Daemon: process{w}, Program: program,
+		Folders: folders{w}, Files: files{tree: known{w.fs, w}}, Daemon: process{w}, Program: program,
 	}, w.log)
 	apiDone := make(chan error, 1)
 	go func() { apiDone <- api.Serve(listener) }()

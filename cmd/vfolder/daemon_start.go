@@ -21,6 +21,11 @@ import (
 // maxReport bounds what vfolderd says about its start.
 const maxReport = 64 << 10
 
+// storeTimeout bounds how long a start waits for the object store.
+const storeTimeout = 5 * time.Second
+
+var errStoreLate = errors.New("the store is late")
+
 func lookPath(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -63,6 +68,18 @@ func startDaemon(c *cli.Context) error {
 		Op: "daemon start", Kind: vfolder.KindTimeout, Err: errors.New("it does not answer"), Fix: "vfolder daemon logs",
 	})
 	if err != nil {
+		return err
+	}
+	// A store that answers has told its folders a moment later; one that does
+	// not is no reason to fail.
+	err = poll(c.Context, storeTimeout, func() (bool, error) {
+		now, err := client.Status(c.Context)
+		if err == nil {
+			st = now
+		}
+		return st.Store.Reachable, nil
+	}, errStoreLate)
+	if err != nil && !errors.Is(err, errStoreLate) {
 		return err
 	}
 	fmt.Fprintf(c.App.ErrWriter, "vfolderd runs (pid %d)\n", st.PID)
