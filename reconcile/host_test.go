@@ -454,9 +454,13 @@ func (h *host) sync() {
 }
 
 func (h *host) trySync() error {
-	ctx, cancel := ctxFor(30 * time.Second)
+	ctx, cancel := ctxFor(syncPatience)
 	defer cancel()
-	return h.r.Sync(ctx, h.root, nil)
+	err := h.r.Sync(ctx, h.root, nil)
+	if err != nil {
+		h.dump()
+	}
+	return err
 }
 
 // readIno returns a file's bytes, local or remote.
@@ -482,6 +486,8 @@ func (h *host) readIno(n *meta.Inode) (string, error) {
 	}
 	return string(b), err
 }
+
+const syncPatience = 20 * time.Second
 
 // tree shows the folder: path to type and body.
 func (h *host) tree() map[string]string {

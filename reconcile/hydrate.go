@@ -576,16 +576,9 @@ func (f *folder) applyDirHead(tx *meta.Tx, parent vfolder.Ino, name string, n *m
 }
 
 func (f *folder) adoptBody(tx *meta.Tx, parent vfolder.Ino, name string, k meta.RowKey, row *meta.Row, in objstore.Info, a objstore.Attrs) error {
-	shown := name + bodyNameSuffix
-	for {
-		_, err := tx.Entry(parent, shown)
-		if errors.Is(err, vfolder.KindNotFound) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		shown += "~"
+	shown, err := freeName(tx, parent, name+bodyNameSuffix)
+	if err != nil {
+		return err
 	}
 	body := &meta.Inode{Listed: true, Base: k}
 	a.Mode = a.Mode&0o7777 | unix.S_IFREG

@@ -58,9 +58,15 @@ func (c *Config) defaults() error {
 		at  *time.Duration
 		def time.Duration
 	}{
-		{&c.Settle, time.Second}, {&c.OpenSettle, 30 * time.Second}, {&c.DirSettle, time.Minute},
-		{&c.RefreshEvery, 2 * time.Second}, {&c.RescanEvery, time.Minute}, {&c.RegistryEvery, 30 * time.Second},
-		{&c.SegmentEvery, time.Minute}, {&c.LeaseTTL, 30 * time.Second}, {&c.LeaseIdle, time.Minute},
+		{&c.Settle, time.Second},
+		{&c.OpenSettle, 30 * time.Second},
+		{&c.DirSettle, time.Minute},
+		{&c.RefreshEvery, 2 * time.Second},
+		{&c.RescanEvery, time.Minute},
+		{&c.RegistryEvery, 30 * time.Second},
+		{&c.SegmentEvery, time.Minute},
+		{&c.LeaseTTL, 30 * time.Second},
+		{&c.LeaseIdle, time.Minute},
 	} {
 		if *d.at <= 0 {
 			*d.at = d.def

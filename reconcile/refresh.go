@@ -484,13 +484,11 @@ func (f *folder) appeared(ctx context.Context, dir vfolder.Ino, name string, c c
 			if err != nil || n.IsDir() {
 				return err // made here too; publishing it finds the object
 			}
-			name += dirNameSuffix
-			if _, err := tx.Entry(dir, name); !errors.Is(err, vfolder.KindNotFound) {
+			if name, err = freeName(tx, dir, name+dirNameSuffix); err != nil {
 				return err
 			}
 		case err == nil && e.Type == unix.S_IFDIR:
-			name += fileNameSuffix
-			if _, err := tx.Entry(dir, name); !errors.Is(err, vfolder.KindNotFound) {
+			if name, err = freeName(tx, dir, name+fileNameSuffix); err != nil {
 				return err
 			}
 		case err == nil:
@@ -525,6 +523,20 @@ func (f *folder) appeared(ctx context.Context, dir vfolder.Ino, name string, c c
 	}
 	f.r.local.EntryChanged(dir, name)
 	return nil
+}
+
+// freeName puts "~" behind a name until no entry has it.
+func freeName(tx *meta.Tx, dir vfolder.Ino, name string) (string, error) {
+	for {
+		_, err := tx.Entry(dir, name)
+		if errors.Is(err, vfolder.KindNotFound) {
+			return name, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		name += "~"
+	}
 }
 
 // replaced takes up an object that another program overwrote.
