@@ -525,6 +525,37 @@ func (f *folder) appeared(ctx context.Context, dir vfolder.Ino, name string, c c
 	return nil
 }
 
+// forgetName removes a name whose object is gone. When it held the bytes of a
+// file that has other names, one of their objects does from now on.
+func (f *folder) forgetName(tx *meta.Tx, dir vfolder.Ino, name string) (*meta.Inode, error) {
+	n, err := tx.Forget(dir, name)
+	if err != nil || n.Nlink == 0 || !n.IsRegular() {
+		return n, err
+	}
+	if o, err := tx.Row(n.Base); err != nil || o != nil && o.Ino == n.Ino {
+		return n, err
+	}
+	names, err := tx.Names(n)
+	if err != nil {
+		return n, err
+	}
+	for _, p := range names {
+		e, err := tx.Entry(p.Parent, p.Name)
+		if err != nil {
+			return n, err
+		}
+		o, err := tx.Row(e.Row)
+		if err != nil {
+			return n, err
+		}
+		if o != nil && !o.Absent && o.Ino == n.Ino && o.Gen == n.Gen {
+			n.Base = e.Row
+			return n, tx.PutInode(n)
+		}
+	}
+	return n, nil
+}
+
 // freeName puts "~" behind a name until no entry has it.
 func freeName(tx *meta.Tx, dir vfolder.Ino, name string) (string, error) {
 	for {
@@ -583,7 +614,7 @@ func (f *folder) replaced(ctx context.Context, dir vfolder.Ino, c change, key st
 			}
 			return tx.QueuePut(dir, c.name) // publishing it finds both and keeps both
 		}
-		if old, err = tx.Forget(dir, c.name); err != nil {
+		if old, err = f.forgetName(tx, dir, c.name); err != nil {
 			return err
 		}
 		adopted = true
@@ -682,7 +713,7 @@ func (f *folder) vanished(ctx context.Context, dir vfolder.Ino, c change, key st
 			}
 			return tx.QueuePut(dir, c.name)
 		}
-		old, err = tx.Forget(dir, c.name)
+		old, err = f.forgetName(tx, dir, c.name)
 		return err
 	})
 	if err != nil || old == nil {
