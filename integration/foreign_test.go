@@ -90,7 +90,7 @@ func TestOthersWriteToTheBucket(t *testing.T) {
 			if got := content("both"); got != "written in the folder" {
 				t.Errorf("the name holds %q", got)
 			}
-			bucketEqualsTree(t, c, cfg.Bucket, "shared/", dir)
+			bucketEqualsTree(t, c, cfg.Bucket, "shared/", dir, "deep", "deep/er")
 		})
 	}
 }

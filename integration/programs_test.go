@@ -53,7 +53,7 @@ z.writestr('vfdemo-1.0.dist-info/RECORD', '')
 z.close()
 X
 /usr/bin/python3 -m pip install -q --no-index --no-cache-dir --disable-pip-version-check --target ../site vfdemo-1.0-py3-none-any.whl
-PYTHONPATH=../site /usr/bin/python3 -c 'import vfdemo; assert vfdemo.ANSWER == 42; assert "/site/" in vfdemo.__file__'
+cd ..; PYTHONPATH=$PWD/site /usr/bin/python3 -Pc 'import vfdemo; assert vfdemo.ANSWER == 42; assert "/site/" in vfdemo.__file__'
 `
 
 const sqliteStory = `
@@ -67,12 +67,13 @@ done
 
 const tarStory = `
 python3 - "$TMPDIR/many.tar" <<X
-import io, sys, tarfile
+import io, os, sys, tarfile
 t = tarfile.open(sys.argv[1], 'w')
 for i in range(10000):
     b = (str(i) * 40).encode()
     f = tarfile.TarInfo('many/d%02d/f%05d' % (i % 100, i))
     f.size, f.mtime, f.mode = len(b), 1600000000 + i, 0o640 if i % 2 else 0o755
+    f.uid, f.gid = os.getuid(), os.getgid()
     t.addfile(f, io.BytesIO(b))
 t.close()
 X
