@@ -63,15 +63,21 @@ func newApp() *cli.App {
 			{Name: "worker", Usage: "serve the mounts that a supervisor gives", Hidden: true, Flags: settingFlags(), Action: worker},
 			{Name: "store", Usage: "run the embedded object store", Hidden: true, Flags: settingFlags(), Action: store},
 			{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
-				_, err := fmt.Fprintln(c.App.Writer, version())
+				_, err := fmt.Fprintln(c.App.Writer, programVersion())
 				return err
 			}},
 		},
 	}
 }
 
-// version is the module's, or the commit it was built from.
-func version() string {
+// version is set by the linker.
+var version string
+
+// programVersion is the linker's, else the module's, or the commit it was built from.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "development"
@@ -185,7 +191,7 @@ func worker(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	code, err := daemon.RunWorker(context.Background(), cfg, version())
+	code, err := daemon.RunWorker(context.Background(), cfg, programVersion())
 	if err != nil {
 		return err
 	}
