@@ -130,7 +130,7 @@ func TestPrograms(t *testing.T) {
 			h.sync("work")
 			c := client(t, cfg)
 			bucketEqualsTree(t, c, cfg.Bucket, "work/", dir)
-			o, err := c.StatObject(t.Context(), cfg.Bucket, "work/nodes/modes", minio.StatObjectOptions{})
+			o, err := c.StatObject(t.Context(), cfg.Bucket, "work/nodes/nodes/modes", minio.StatObjectOptions{})
 			if err != nil || mode(o) != "0106751" {
 				t.Errorf("the object of a file of mode 6751 says %s (%v)", mode(o), err)
 			}
