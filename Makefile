@@ -45,11 +45,11 @@ demo: ## play the whole story on this machine (asks before it changes anything; 
 
 .PHONY: test
 test: prerequisites-test tools build ## every test, after installing what they need
-	$(GO) test $(goflags) -p $(parallel) -timeout $(test_timeout) $(pkgs)
+	$(GO) test $(goflags) -count=1 -p $(parallel) -timeout $(test_timeout) $(pkgs)
 
 .PHONY: race
 race: prerequisites-test tools build ## every test with the race detector
-	$(GO) test $(goflags) -race -p $(parallel) -timeout 30m $(pkgs)
+	$(GO) test $(goflags) -count=1 -race -p $(parallel) -timeout 30m $(pkgs)
 
 .PHONY: build
 build: ## vfolder and vfolderd into .build/bin

@@ -105,6 +105,13 @@ func (l *lateRemote) Writable(ctx context.Context, folder vfolder.Ino) error {
 	return r.Writable(ctx, folder)
 }
 
+// Touch before the bucket is there needs no memory: it comes again with use.
+func (l *lateRemote) Touch(dir vfolder.Ino) {
+	if r := l.real.Load(); r != nil {
+		(*r).Touch(dir)
+	}
+}
+
 // Settle before the bucket is there is nothing lost: the index has the work.
 func (l *lateRemote) Settle(folder vfolder.Ino) {
 	if r := l.real.Load(); r != nil {

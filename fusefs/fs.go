@@ -99,7 +99,8 @@ type FS interface {
 	Create(req *Request, parent vfolder.Ino, name string, mode, umask, flags uint32) (Attr, error)
 	// Tmpfile makes a nameless file in parent's folder.
 	Tmpfile(req *Request, parent vfolder.Ino, mode, umask, flags uint32) (Attr, error)
-	// Open checks and prepares; O_TRUNC in flags truncates.
+	// Open checks and prepares; O_TRUNC in flags truncates. Directories are opened
+	// too (O_DIRECTORY), and not released.
 	Open(req *Request, ino vfolder.Ino, flags uint32) error
 	// Read fills buf from off and returns how much there was before the end.
 	Read(req *Request, ino vfolder.Ino, buf []byte, off int64) (int, error)

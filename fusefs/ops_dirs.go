@@ -18,6 +18,9 @@ func le64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 // opendir lets the kernel keep a directory's listing, which the Invalidator
 // drops with any of its names.
 func (t *task) opendir() (int, error) {
+	if err := t.s.fs.Open(&t.req, t.dir(), syscall.O_RDONLY|syscall.O_DIRECTORY); err != nil {
+		return 0, err
+	}
 	out, size := result[fuse.OpenOut](t, 0)
 	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	return size, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -60,7 +61,13 @@ func runInBed() (int, error) {
 			return 0, fmt.Errorf("%w; build the programs with: make build tools", err)
 		}
 	}
-	cmd := exec.Command(filepath.Join(repo, "scripts", "bed-a.sh"), append([]string{filepath.Join(dir, "integration.test")}, os.Args[1:]...)...)
+	args := []string{filepath.Join(dir, "integration.test")}
+	for _, a := range os.Args[1:] {
+		if !strings.HasPrefix(a, "-test.testlogfile=") { // of the user who runs go test
+			args = append(args, a)
+		}
+	}
+	cmd := exec.Command(filepath.Join(repo, "scripts", "bed-a.sh"), args...)
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "VFOLDER_BIN="+dir, "VFOLDER_MINIO="+filepath.Join(dir, "minio"), "GOFLAGS=")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -172,6 +172,7 @@ func (b *bucket) Writable(context.Context, vfolder.Ino) error {
 	return b.refuse
 }
 
+func (b *bucket) Touch(vfolder.Ino)  {}
 func (b *bucket) Settle(vfolder.Ino) { b.settled.Add(1) }
 
 func (b *bucket) set(do func()) {

@@ -156,6 +156,12 @@ func (fs *FS) settleRemote(folder vfolder.Ino) {
 	}
 }
 
+func (fs *FS) touchRemote(dir vfolder.Ino) {
+	if r := fs.remote.Load(); r != nil && dir != 0 {
+		(*r).Touch(dir)
+	}
+}
+
 // tellEntry and tellInode tell the kernel of a change that it did not ask for
 // itself. Requests without a Unique come from this program.
 func (fs *FS) tellEntry(req *fusefs.Request, parent vfolder.Ino, name string) {

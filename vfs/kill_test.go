@@ -54,6 +54,7 @@ type nothing struct{}
 func (nothing) List(context.Context, vfolder.Ino) error               { return nil }
 func (nothing) Hydrate(context.Context, vfolder.Ino, ...string) error { return nil }
 func (nothing) Writable(context.Context, vfolder.Ino) error           { return nil }
+func (nothing) Touch(vfolder.Ino)                                     {}
 func (nothing) Settle(vfolder.Ino)                                    {}
 func (nothing) Fetch(context.Context, vfolder.Ino, int64, int64, func(int64, []byte) error) error {
 	return vfolder.KindStale

@@ -31,6 +31,7 @@ func (fs *FS) Lookup(req *fusefs.Request, parent vfolder.Ino, name string) (fuse
 	if name == ".." {
 		return fs.lookupParent(req, parent)
 	}
+	fs.touchRemote(parent)
 	n, err := fs.child(req, parent, name)
 	if err != nil {
 		return fusefs.Attr{}, err

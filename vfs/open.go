@@ -19,6 +19,11 @@ func (fs *FS) Open(req *fusefs.Request, ino vfolder.Ino, flags uint32) error {
 	if err != nil {
 		return err
 	}
+	if n.IsDir() {
+		fs.touchRemote(ino)
+	} else {
+		fs.touchRemote(n.Parent)
+	}
 	if flags&unix.O_ACCMODE != unix.O_RDONLY && n.IsRegular() {
 		if err := fs.writable(req, n.Folder); err != nil {
 			return err

@@ -27,6 +27,9 @@ type Remote interface {
 	// KindLocked or KindReadOnly: it may not. Fast when it already may; a call
 	// that is going to wait asks ctx for Done before.
 	Writable(ctx context.Context, folder vfolder.Ino) error
+	// Touch tells that a directory was read or something in it opened, so that it
+	// is watched for what others write. It does not wait.
+	Touch(dir vfolder.Ino)
 	// Settle tells that a file was closed or flushed, or that work was queued.
 	Settle(folder vfolder.Ino)
 }

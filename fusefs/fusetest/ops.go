@@ -262,6 +262,9 @@ func (t *Tree) Rename(req *fusefs.Request, parent vfolder.Ino, name string, to v
 }
 
 func (t *Tree) Open(_ *fusefs.Request, ino vfolder.Ino, flags uint32) error {
+	if flags&syscall.O_DIRECTORY != 0 {
+		return nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f, err := t.data(ino)
