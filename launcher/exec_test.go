@@ -79,7 +79,7 @@ func newLines() *lines {
 	return &lines{w: w, r: r}
 }
 
-// until reads up to and with text.
+// until reads up to and with text, and keeps what follows.
 func (l *lines) until(t *testing.T, text string) {
 	t.Helper()
 	buf := make([]byte, 256)
@@ -90,7 +90,10 @@ func (l *lines) until(t *testing.T, text string) {
 			t.Fatalf("waiting for %q: %v after %q", text, err, l.seen.String())
 		}
 	}
+	// What came behind it in one piece is for the next call.
+	_, rest, _ := strings.Cut(l.seen.String(), text)
 	l.seen.Reset()
+	l.seen.WriteString(rest)
 }
 
 // A terminal has the size that the caller's has, also after a change.
