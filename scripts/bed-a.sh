@@ -171,7 +171,19 @@ configure_podman() {
 	chown -R "$uid:$gid" "$state/home" "$state/tmp"
 }
 
+# This namespace began as a copy of the host's, with every mount of a daemon or
+# test that runs there: each would live on in here after it was unmounted there.
+let_go_of_folders() {
+	local point type
+	while read -r _ point type _; do
+		case $type in
+		fuse.vfolder | fuse.fusetest) umount -l "$(printf '%b' "$point")" ;;
+		esac
+	done </proc/self/mounts
+}
+
 inside() {
+	let_go_of_folders
 	mount -t tmpfs -o mode=755 bed /run
 	mkdir -p /run/bed /run/lock
 	add_user

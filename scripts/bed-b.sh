@@ -66,6 +66,12 @@ fi
 # is a flag of the whole hierarchy and would change the host's own mount.
 umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# Copies of mounts that daemons and tests of the host may want to be rid of.
+while read -r _ point type _; do
+	case $type in
+	fuse.vfolder | fuse.fusetest) umount -l "$(printf '%b' "$point")" ;;
+	esac
+done </proc/self/mounts
 mkdir -p "/sys/fs/cgroup/$BED_B_CGROUP/supervisor"
 echo $$ >"/sys/fs/cgroup/$BED_B_CGROUP/supervisor/cgroup.procs"
 cp -L /etc/resolv.conf "$BED_B_WORK/resolv.conf" 2>/dev/null || :
