@@ -138,7 +138,13 @@ func (m *idMap) toHost(id uint32) uint32 {
 	}
 	for _, r := range m.ranges {
 		if i < uint64(r.Count) {
-			return r.Start + uint32(i)
+			// The user's own id may lie in a range, and ranges may overlap: two
+			// stored ids must not become one host id.
+			host := r.Start + uint32(i)
+			if back, ok := m.toStored(host); ok && back == id {
+				return host
+			}
+			return vfolder.NobodyID
 		}
 		i -= uint64(r.Count)
 	}

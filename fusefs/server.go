@@ -173,7 +173,9 @@ func (s *Server) abandon(left []uint64) {
 	if answered > 0 {
 		s.log.Error("requests failed: the worker died and this kernel cannot send them again", "requests", answered)
 	}
-	s.cfg.InFlight.forgetAll()
+	if f := s.cfg.InFlight; f != nil {
+		f.forgetAll()
+	}
 }
 
 func (s *Server) replyError(unique uint64, errno unix.Errno) error {
