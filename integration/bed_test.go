@@ -69,7 +69,11 @@ func runInBed() (int, error) {
 	}
 	cmd := exec.Command(filepath.Join(repo, "scripts", "bed-a.sh"), args...)
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "VFOLDER_BIN="+dir, "VFOLDER_MINIO="+filepath.Join(dir, "minio"), "GOFLAGS=")
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return 0, fmt.Errorf("go env GOROOT: %w", err)
+	}
+	cmd.Env = append(os.Environ(), "VFOLDER_BIN="+dir, "VFOLDER_MINIO="+filepath.Join(dir, "minio"), "GOFLAGS=", "BED_GO="+strings.TrimSpace(string(goroot)))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	err = cmd.Run()
 	if cmd.ProcessState != nil && cmd.ProcessState.Exited() {

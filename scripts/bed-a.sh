@@ -16,6 +16,9 @@
 # HOME, XDG_RUNTIME_DIR and TMPDIR are the bed's; the working directory stays.
 # Build tests outside with `go test -c` and run the binary inside: HOME differs.
 #
+# A directory named by BED_GO (a GOROOT that the user may not reach, such as one
+# below root's home) is shown as /run/bed/go, and its bin comes first in PATH.
+#
 # Exit status: COMMAND's; 64 usage, 77 when something needed is missing.
 # Not covered: systemd, and limits whose cgroup controllers the host keeps.
 set -euo pipefail
@@ -195,6 +198,11 @@ inside() {
 	mount_cgroup
 	open_devices
 	configure_podman
+	if [ -n "${BED_GO:-}" ]; then
+		mkdir /run/bed/go
+		mount --bind "$BED_GO" /run/bed/go
+		export GOROOT=/run/bed/go PATH=/run/bed/go/bin:$PATH
+	fi
 	# A shared '/' only in here: this namespace has no peers outside.
 	mount --make-rshared /
 	export HOME=$state/home USER=$user LOGNAME=$user XDG_RUNTIME_DIR=/run/user/$uid TMPDIR=$state/tmp
