@@ -397,9 +397,12 @@ func (t *Tree) GetXattr(_ *fusefs.Request, ino vfolder.Ino, name string) ([]byte
 	return v, nil
 }
 
-func (t *Tree) SetXattr(_ *fusefs.Request, ino vfolder.Ino, name string, value []byte, flags uint32) error {
+func (t *Tree) SetXattr(req *fusefs.Request, ino vfolder.Ino, name string, value []byte, flags uint32) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if _, ok := t.again(req); ok {
+		return nil
+	}
 	n, err := t.find(ino)
 	if err != nil {
 		return err
@@ -411,7 +414,7 @@ func (t *Tree) SetXattr(_ *fusefs.Request, ino vfolder.Ino, name string, value [
 	case flags&unix.XATTR_REPLACE != 0 && !exists:
 		return vfolder.KindNoAttr
 	}
-	return t.commit(change{Op: "xattr", Ino: ino, Name: name, Value: append([]byte{}, value...)})
+	return t.commit(change{Unique: req.Unique, Op: "xattr", Ino: ino, Name: name, Value: append([]byte{}, value...)})
 }
 
 func (t *Tree) ListXattr(_ *fusefs.Request, ino vfolder.Ino) ([]string, error) {
@@ -428,9 +431,12 @@ func (t *Tree) ListXattr(_ *fusefs.Request, ino vfolder.Ino) ([]string, error) {
 	return list, nil
 }
 
-func (t *Tree) RemoveXattr(_ *fusefs.Request, ino vfolder.Ino, name string) error {
+func (t *Tree) RemoveXattr(req *fusefs.Request, ino vfolder.Ino, name string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if _, ok := t.again(req); ok {
+		return nil
+	}
 	n, err := t.find(ino)
 	if err != nil {
 		return err
@@ -438,7 +444,7 @@ func (t *Tree) RemoveXattr(_ *fusefs.Request, ino vfolder.Ino, name string) erro
 	if _, ok := n.xattr[name]; !ok {
 		return vfolder.KindNoAttr
 	}
-	return t.commit(change{Op: "unxattr", Ino: ino, Name: name})
+	return t.commit(change{Unique: req.Unique, Op: "unxattr", Ino: ino, Name: name})
 }
 
 func (t *Tree) StatFS(*fusefs.Request, vfolder.Ino) (fusefs.Statfs, error) {
